@@ -1,0 +1,185 @@
+"""Find `model` and `stream` in a request body, and put another model in its place.
+
+The body is never rebuilt: `find_model` says where the value of the top-level `model` stands in the
+original bytes, `splice` cuts there. Order, spacing, escapes, big numbers and fields nobody has
+heard of yet survive because nobody touches them. No object is built for what is skipped: msgspec
+checks the whole text in C and hands back the two members that matter.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import islice
+
+import msgspec
+import orjson
+
+
+class BodyError(ValueError):
+    """The body cannot be routed; *field* names the part at fault, or is empty for the whole."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What routing needs of a body.
+
+    *model* is the asked-for name, None where the body has none; *start* and *end* are the offsets
+    of its value (both the place to insert at, where it is missing); *stream* is whether the caller
+    asked for one; *empty* is whether the object has no member at all.
+    """
+
+    model: str | None
+    start: int
+    end: int
+    stream: bool
+    empty: bool = False
+
+
+class _Head(msgspec.Struct):
+    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+_NAME = msgspec.json.Decoder(str)
+
+_OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
+_MODEL = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+')
+# Possessive, so that no input makes it backtrack.
+_KEY = re.compile(rb'[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
+# One step of a walk through nested values: a string, a bracket, or all that is neither.
+_STEP = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]|[^"\[\]{}]++', re.DOTALL)
+_SCALAR = re.compile(rb"[^,}\]\s]++")
+# Escaped surrogates without a partner are legal JSON text (RFC 8259 section 8.2) and real clients
+# send them, when they cut an emoji in half; msgspec refuses them.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_CANDIDATES = 4
+
+
+def find_model(body: bytes) -> Found:
+    """Find the top-level `model` and `stream` of the JSON object *body*.
+
+    Raises `BodyError` if *body* is not a JSON object, if `model` is not a string, or if it stands
+    there twice: an upstream might obey the other one.
+    """
+    # *text* differs from *body* only where a lone surrogate was masked, at the same length, so
+    # that every offset found in one holds in the other.
+    text, head = _parse(body)
+    stream = head.stream is not msgspec.UNSET and bytes(head.stream) == b"true"
+    if head.model is msgspec.UNSET:
+        opening = _OPEN.match(text)
+        assert opening is not None  # msgspec has parsed it as an object
+        empty = text[opening.end() : opening.end() + 1] == b"}"
+        return Found(None, opening.end(), opening.end(), stream, empty)
+    start, end = _locate(text, bytes(head.model))
+    try:
+        model = _NAME.decode(body[start:end])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BodyError("`model` must be a string", "model") from None
+    return Found(model, start, end, stream)
+
+
+def splice(body: bytes, found: Found, model: str) -> list[bytes | memoryview]:
+    """Return *body* with *model* in place of what *found* found, as pieces to write in order.
+
+    The pieces are views: a 20 MB body is not copied to change twelve bytes of it.
+    """
+    value = orjson.dumps(model)
+    if found.model is None:
+        value = b'"model":' + value + (b"" if found.empty else b",")
+    whole = memoryview(body)
+    return [whole[: found.start], value, whole[found.end :]]
+
+
+def _parse(body: bytes) -> tuple[bytes, _Head]:
+    try:
+        return body, _HEAD.decode(body)
+    except msgspec.ValidationError:
+        raise BodyError("the body must be a JSON object") from None
+    except RecursionError:
+        raise BodyError("the body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        masked = _SURROGATE.sub(rb"\\u0041", body)
+        if masked == body:
+            reason = str(error).removeprefix("JSON is malformed: ")
+            raise BodyError(f"the body is not valid JSON: {reason}") from None
+    return _parse(masked)
+
+
+def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
+    """Return where the value *literal* of the top-level `model` stands in *text*.
+
+    `"model":` may stand anywhere, in messages and in tools; a place is the top level's own if the
+    text before it closes to a valid object with one more member. That member, and the text after
+    it, must then be free of another `model`.
+    """
+    places = (m for m in _MODEL.finditer(text) if text.startswith(literal, m.end()))
+    for place in islice(places, _CANDIDATES):
+        try:
+            before = _HEAD.decode(text[: place.start()] + b'"":0}')
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        end = place.end() + len(literal)
+        follow = _NEXT.match(text, end)
+        if follow is None:  # `1` where `12` stands
+            continue
+        after = _Head() if follow[1] == b"}" else _HEAD.decode(b"{" + text[follow.end() :])
+        if before.model is not msgspec.UNSET or after.model is not msgspec.UNSET:
+            raise BodyError("the body has two `model` fields", "model")
+        return place.end(), end
+    return _walk(text)
+
+
+def _walk(text: bytes) -> tuple[int, int]:
+    """Do what `_locate` does member by member, for a key written with escapes or a crowd of
+    look-alikes: slower, but linear whatever stands there.
+    """
+    opening = _OPEN.match(text)
+    assert opening is not None
+    position = opening.end()
+    found: tuple[int, int] | None = None
+    while True:
+        key = _KEY.match(text, position)
+        assert key is not None
+        end = _skip(text, key.end())
+        if _is_model(key[1]):
+            if found is not None:
+                raise BodyError("the body has two `model` fields", "model")
+            found = key.end(), end
+        follow = _NEXT.match(text, end)
+        assert follow is not None
+        if follow[1] == b"}":
+            assert found is not None
+            return found
+        position = follow.end()
+
+
+def _is_model(literal: bytes) -> bool:
+    try:
+        return _NAME.decode(literal) == "model"
+    except UnicodeDecodeError:
+        return False
+
+
+def _skip(text: bytes, start: int) -> int:
+    """Return where the value that begins at *start* ends, by counting brackets."""
+    first = text[start : start + 1]
+    if first not in (b"{", b"["):
+        value = (_STEP if first == b'"' else _SCALAR).match(text, start)
+        assert value is not None
+        return value.end()
+    depth = 0
+    for step in _STEP.finditer(text, start):
+        token = text[step.start() : step.start() + 1]
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            depth -= 1
+            if depth == 0:
+                return step.end()
+    raise AssertionError("msgspec has parsed the whole text")

@@ -1,0 +1,55 @@
+"""The command line: one verb a file. Each verb returns the exit status; 2 is for wrong usage."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxy import __version__
+from proxy.cli import check, explain, health, routes, serve
+from proxy.config import ConfigError
+from proxy.lifecycle import CannotStart
+
+DEFAULT_FILE = "routes.toml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. What goes wrong is said in one line a problem, without a traceback."""
+    parser = argparse.ArgumentParser(
+        prog="trunkline",
+        description="One key in front, every vendor behind, one file between.",
+    )
+    parser.add_argument("--version", action="version", version=f"trunkline {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="the routes file (default: $TRUNKLINE_CONFIG, else routes.toml here)",
+    )
+    for verb in (serve, check, explain, routes, health):
+        verb.add(verbs, common)
+    options = parser.parse_args(arguments)
+    if options.config is None:
+        options.config = Path(os.environ.get("TRUNKLINE_CONFIG") or DEFAULT_FILE)
+    try:
+        status: int = options.run(options)
+    except ConfigError as error:
+        return _complain(str(error))
+    except CannotStart as error:
+        return _complain(f"trunkline: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(message + "\n")
+    return 1

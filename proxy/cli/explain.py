@@ -1,0 +1,37 @@
+"""`trunkline explain MODEL`: what would happen to a request, without sending it."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from proxy.config import load
+from proxy.explain import explain
+
+
+def add(verbs: Any, common: argparse.ArgumentParser) -> None:
+    """Add the verb."""
+    parser = verbs.add_parser(
+        "explain", parents=[common], help="say what would happen to a request for a model"
+    )
+    parser.add_argument("model")
+    parser.add_argument("--path", default=None, help="the request's path (default: chat)")
+    parser.add_argument("--surface", default=None, help="the surface (default: the first)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain; 1 if the request would be refused."""
+    snapshot = load(options.config, os.environ)
+    surfaces = {surface.name: surface for surface in snapshot.surfaces}
+    surface = surfaces.get(options.surface) if options.surface else snapshot.surfaces[0]
+    if surface is None:
+        sys.stderr.write(f"there is no surface {options.surface}; there is {', '.join(surfaces)}\n")
+        return 2
+    base = "/v1" if "/v1" in surface.base_paths else surface.base_paths[0]
+    path = options.path or f"{base}/chat/completions"
+    told = explain(snapshot, surface, options.model, path)
+    width = max(len(label) for label, _ in told.lines)
+    for label, text in told.lines:
+        print(f"{label:>{width}}  {text}")
+    return 0 if told.works else 1

@@ -1,0 +1,26 @@
+"""`trunkline serve`: serve until told to stop."""
+
+import argparse
+import os
+from typing import Any
+
+from proxy import lifecycle
+from proxy.cli.environment import environ
+from proxy.config import load
+
+
+def add(verbs: Any, common: argparse.ArgumentParser) -> None:
+    """Add the verb."""
+    parser = verbs.add_parser("serve", parents=[common], help="serve until told to stop")
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="listen here instead (the one or first surface)"
+    )
+    parser.add_argument("--env-file", metavar="FILE", help="variables, one NAME=VALUE a line")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve; returns when a signal has ended it."""
+    snapshot = load(options.config, environ(os.environ, options.env_file), listen=options.listen)
+    lifecycle.run(snapshot)
+    return 0

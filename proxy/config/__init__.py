@@ -1,0 +1,157 @@
+"""From `routes.toml` to a frozen `Snapshot`: parse, fill in, validate all, freeze.
+
+`load` is the one way in. Whatever is wrong with a file is told at once and by its key path; no
+message quotes what a variable or a secret file holds.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from proxy.config.building import Builder
+from proxy.config.problems import ConfigError, Path, Problem, suggest
+from proxy.config.reading import Filler, read
+from proxy.config.snapshot import Settings, Snapshot
+from proxy.config.tables import BROUGHT, LATER, SHORT, File, Table
+
+__all__ = ["ConfigError", "Problem", "Settings", "Snapshot", "load"]
+
+
+def load(file: FilePath, environ: Mapping[str, str], *, listen: str | None = None) -> Snapshot:
+    """Read *file*, filling in references from *environ*. Raises `ConfigError` with every problem.
+
+    *listen* takes the place of what the one surface, or the first one, listens on.
+    """
+    written, content = read(file)
+    if listen is not None:
+        _listen_on(written, listen)
+    filler = Filler(environ)
+    values = filler.fill(written)
+    problems = list(filler.problems)
+    tables, found = _validate(values, written)
+    problems += found
+    told = [problem.path for problem in problems]
+    builder = Builder(tables, written, filler)
+    snapshot = builder.build(str(file), content, datetime.now(UTC))
+    problems += [problem for problem in builder.problems if not _follows(problem.path, told)]
+    if problems:
+        raise ConfigError(str(file), dict.fromkeys(problems))
+    return snapshot
+
+
+def _listen_on(written: dict[str, Any], listen: str) -> None:
+    surfaces = written.get("surface")
+    if isinstance(surfaces, list) and surfaces and isinstance(surfaces[0], dict):
+        surfaces[0]["listen"] = listen
+        return
+    server = written.setdefault("server", {})
+    if isinstance(server, dict):
+        server["listen"] = listen
+
+
+def _validate(values: dict[str, Any], written: Mapping[str, Any]) -> tuple[File, list[Problem]]:
+    """Return the tables of *values* and what is wrong with them: what is wrong is left out, so
+    that the rest can still be checked.
+    """
+    problems: list[Problem] = []
+    while True:
+        try:
+            return File.model_validate(values), problems
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                problem = _problem(details, written)
+                problems.append(problem)
+                _remove(values, problem.path)
+
+
+def _remove(values: Any, path: Path) -> None:
+    for part in path[:-1]:
+        values = values[part]
+    if isinstance(values, dict):
+        values.pop(path[-1], None)
+    elif isinstance(values, list) and isinstance(path[-1], int):
+        del values[path[-1] :]
+
+
+def _follows(path: Path, told: list[Path]) -> bool:
+    """Return whether a problem at *path* only repeats one of *told*: the same place, one inside it,
+    or the table it stands in.
+    """
+    return any(
+        path[: len(other)] == other or (len(path) > 1 and other[: len(path)] == path)
+        for other in told
+    )
+
+
+def _problem(details: ErrorDetails, written: Mapping[str, Any]) -> Problem:
+    """Put what pydantic found into our words, without the value, which may be a secret."""
+    path: Path = tuple(part for part in details["loc"] if part != SHORT)
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        return Problem(path, _unknown(path))
+    if kind == "missing":
+        return Problem(path, "is missing")
+    if kind in ("dict_type", "model_type"):
+        return Problem(path, "must be a table")
+    if kind == "string_type":
+        return Problem(path, "must be text, in quotes")
+    if kind == "list_type":
+        return Problem(path, "must be a list")
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "literal_error":
+        message = message.replace("should", "must").replace("'", '"')
+        return Problem(path, message + suggest(str(_written(written, path)), _options(details)))
+    return Problem(path, message[0].lower() + message[1:])
+
+
+def _options(details: ErrorDetails) -> list[str]:
+    expected = str(details.get("ctx", {}).get("expected", ""))
+    return [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
+
+
+def _unknown(path: Path) -> str:
+    """Say of the unknown key at *path* what its table would have understood."""
+    name = str(path[-1])
+    table = _table_at(path[:-1])
+    if any(name in LATER.get(base, ()) for base in table.__mro__ if issubclass(base, Table)):
+        return "not supported yet"
+    fields = [field.alias or name for name, field in table.model_fields.items()]
+    brought = BROUGHT.get(name)
+    if brought in fields:
+        return f'unknown key; it is called "{brought}" here'
+    return "unknown key" + suggest(name, (field for field in fields if field != SHORT))
+
+
+def _table_at(path: Path) -> type[Table]:
+    """Return the model of the table that stands at *path*."""
+    table: type[Table] = File
+    for part in path:
+        field = next((f for name, f in table.model_fields.items() if part in (name, f.alias)), None)
+        if field is None:  # a name or an index inside the table we are at
+            continue
+        models = [arg for arg in _unfold(field.annotation) if _is_table(arg)]
+        if models:
+            table = models[0]
+    return table
+
+
+def _unfold(annotation: Any) -> list[Any]:
+    arguments = get_args(annotation)
+    return [annotation] + [inner for argument in arguments for inner in _unfold(argument)]
+
+
+def _is_table(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def _written(tree: Any, path: Path) -> Any:
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    return tree

@@ -1,0 +1,26 @@
+"""Presets: what `presets.toml` knows of vendors, read once per load."""
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A known vendor. Field by field, `presets.toml` says what each means."""
+
+    base_url: str
+    env: list[str]
+    checked: str
+    form: str = "bearer"
+    forms: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, dict[str, str]] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+
+
+def load() -> dict[str, Preset]:
+    """Return every preset by its name."""
+    text = files("proxy.config").joinpath("presets.toml").read_text("utf-8")
+    tables: dict[str, dict[str, Any]] = tomllib.loads(text)
+    return {name: Preset(**table) for name, table in tables.items()}

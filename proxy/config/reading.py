@@ -1,0 +1,108 @@
+"""Read `routes.toml`: TOML, then `${…}` in its values. The only part of Trunkline that reads files.
+
+Two trees come out, of the same form: the *values*, and the text as *written*. Messages only ever
+quote the second, so that what an environment variable holds cannot appear in one.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from proxy.config.problems import ConfigError, Path, Problem
+
+_REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$\{")
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+class Unset(Exception):
+    """A reference that has no value; the message says which, and what would give it one."""
+
+
+def read(file: FilePath) -> tuple[dict[str, Any], bytes]:
+    """Return the parsed *file* as it is written, and its bytes. Raises `ConfigError`."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ConfigError(str(file), [Problem((), f"cannot be read: {reason}")]) from None
+    try:
+        return tomllib.loads(content.decode("utf-8")), content
+    except UnicodeDecodeError as error:
+        message = f"is not UTF-8 text (byte {error.start})"
+        raise ConfigError(str(file), [Problem((), message)]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(file), [Problem((), f"is not TOML: {error}")]) from None
+
+
+class Filler:
+    """Fills in `${VAR}`, `${VAR:-default}`, `${file:PATH}` and `$$` from *environ*.
+
+    What could not be filled is kept in *problems*; its value is then left as it is written.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[Problem] = []
+
+    def fill(self, value: Any, path: Path = ()) -> Any:
+        """Return *value*, a piece of a parsed file that stands at *path*, with its references filled."""
+        if isinstance(value, dict):
+            return {name: self.fill(item, (*path, name)) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.fill(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str) or "$" not in value:
+            return value
+        try:
+            return _REFERENCE.sub(self._reference, value)
+        except Unset as unset:
+            self.problems.append(Problem(path, str(unset)))
+            return value
+
+    def variable(self, name: str) -> str | None:
+        """Return the value of the variable *name*, or of the file that `NAME_FILE` points to."""
+        value = self._environ.get(name)
+        if value:
+            return value
+        pointer = self._environ.get(name + "_FILE")
+        return _read_secret(pointer, f"{name}_FILE points to") if pointer else None
+
+    def _reference(self, match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        if match[1] is None:
+            raise Unset("has a `${` without its `}`; write `$$` for a plain dollar sign")
+        if match[1].startswith("file:"):
+            return _read_secret(match[1][5:], "names the file")
+        parsed = _VARIABLE.fullmatch(match[1])
+        if parsed is None:
+            raise Unset(
+                f"`{match[0]}` is not a reference: write ${{NAME}}, ${{NAME:-default}} "
+                "or ${file:PATH}"
+            )
+        value = self.variable(parsed[1])
+        if value is None:
+            value = parsed[2]
+        if value is None:
+            raise Unset(f"the environment variable {parsed[1]} is not set")
+        return value
+
+
+def source_of(written: object, path: str) -> str:
+    """Return where an operator finds the value that is *written* at *path*: a variable, or the file."""
+    if isinstance(written, str):
+        match = _REFERENCE.fullmatch(written)
+        if match is not None and match[1]:
+            return match[1].split(":-")[0]
+    return path
+
+
+def _read_secret(path: str, how: str) -> str:
+    try:
+        return FilePath(path).read_text("utf-8").rstrip("\r\n")
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise Unset(f"{how} {path}, which cannot be read: {reason}") from None
+    except UnicodeDecodeError:
+        raise Unset(f"{how} {path}, which is not UTF-8 text") from None

@@ -1,0 +1,44 @@
+"""A snapshot: everything read from `routes.toml`, frozen, swapped whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from proxy.keys import KeyRing
+from proxy.routes import RouteTable, Timeouts, Upstream
+from proxy.surfaces import Surface
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for the process. Sizes in bytes, *drain* in seconds."""
+
+    max_body: int
+    max_inflight: int
+    max_held: int
+    drain: float | None
+    log_format: str
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One reading of *file*.
+
+    *origins* says for `explain` where each timeout of a route was set, by the route's name;
+    *found* are the variables that vendors' presets look for and that have a value.
+    """
+
+    file: str
+    digest: str
+    loaded: datetime
+    settings: Settings
+    surfaces: tuple[Surface, ...]
+    upstreams: Mapping[str, Upstream]
+    routes: RouteTable
+    keys: KeyRing
+    origins: Mapping[str, Mapping[str, str]]
+    found: Mapping[str, str]
+
+
+TIMEOUT_NAMES = tuple(Timeouts.__dataclass_fields__)

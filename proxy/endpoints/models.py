@@ -1,0 +1,67 @@
+"""`GET /v1/models` and `/v1/models/{id}`: what this caller may ask for. Calls nobody.
+
+One list serves both families of SDK: every entry carries the fields of OpenAI's and of
+Anthropic's, which do not contradict each other.
+"""
+
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from proxy.config import Snapshot
+from proxy.edge import Endpoint, Request, respond
+from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
+from proxy.exchange import Exchange
+from proxy.forward import Forward
+from proxy.keys import Key
+from proxy.routes import Route
+from proxy.surfaces import Surface
+
+
+def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint:
+    """Return what answers with the list of models, or with one of them."""
+
+    async def handle(exchange: Exchange, request: Request) -> bool:
+        exchange.key = forward.identify(exchange, surface)
+        if exchange.suffix == "models":
+            return respond(exchange, request, orjson.dumps(_list(exchange.key)))
+        model = unquote(exchange.suffix.removeprefix("models/"))
+        exchange.model = printable(model)
+        route = snapshot.routes.match(model) if _visible(model, exchange.key) else None
+        if route is None:
+            message = f'There is no model "{printable(model)}".'
+            raise ProxyError(MODEL_NOT_FOUND, message, param="model")
+        return respond(exchange, request, orjson.dumps(_entry(model, route)))
+
+    def _list(key: Key | None) -> dict[str, Any]:
+        entries = [
+            _entry(name, route)
+            for route in snapshot.routes.routes
+            for name in snapshot.routes.names(route)
+            if _visible(name, key)
+        ]
+        return {
+            "object": "list",
+            "data": entries,
+            "has_more": False,
+            "first_id": entries[0]["id"] if entries else None,
+            "last_id": entries[-1]["id"] if entries else None,
+        }
+
+    def _visible(model: str, key: Key | None) -> bool:
+        return surface.shows(model) and (key is None or key.may_ask(model))
+
+    def _entry(model: str, route: Route) -> dict[str, Any]:
+        owner, slash, _ = model.partition("/")
+        return {
+            "id": model,
+            "object": "model",
+            "created": int(snapshot.loaded.timestamp()),
+            "owned_by": owner if slash else route.upstream.name,
+            "type": "model",
+            "display_name": model,
+            "created_at": snapshot.loaded.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+    return Endpoint(("GET", "HEAD"), handle)

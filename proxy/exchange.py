@@ -1,0 +1,145 @@
+"""One client request and its answer: the only way in which the eight steps talk to each other.
+
+An `Exchange` is opened when a request's head has been read and settled exactly once, whatever
+happened in between; what remains of it is a `Record`. Bodies and secrets never enter a record.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from proxy.credentials import Credential
+from proxy.dialects import Dialect
+from proxy.errors import Outcome
+from proxy.headers import Pair
+from proxy.keys import Key
+from proxy.routes import Route, Upstream
+
+Phase = Literal["unsent", "sent", "answered", "streaming"]
+"""How far an attempt got: from `sent` on, it may have been executed, and billed."""
+
+
+def new_id() -> str:
+    """Return an id for an exchange: sortable by time, and not to be guessed."""
+    return f"req_{time.time_ns() // 1_000_000:011x}{os.urandom(7).hex()}"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one upstream. Times are loop time, in seconds."""
+
+    upstream: str
+    started: float
+    phase: Phase = "unsent"
+    status: int | None = None
+    error: str | None = None
+    ended: float | None = None
+    reused: bool = False
+
+    @property
+    def maybe_billed(self) -> bool:
+        """Return whether the upstream may have executed it without the caller having its answer."""
+        return self.error is not None and self.phase in ("sent", "streaming")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One client request and its answer, from its head to its record.
+
+    *received* is when the head was complete, *read* when the body was; *relayed* when the first
+    byte of the answer went out. All in loop time.
+    """
+
+    surface: str
+    method: str
+    path: str
+    query: str
+    headers: tuple[Pair, ...]
+    http10: bool
+    client_ip: str | None
+    received: float
+    id: str = field(default_factory=new_id)
+
+    dialect: Dialect | None = None
+    suffix: str = ""
+    key: Key | None = None
+    model: str | None = None
+    stream: bool = False
+    route: Route | None = None
+    upstream: Upstream | None = None
+    credential: Credential | None = None
+    model_sent: str | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    read: float | None = None
+    relayed: float | None = None
+    waited: float = 0.0
+    status: int | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    upstream_request_id: str | None = None
+    quiet: bool = False
+
+    def begin(self, upstream: Upstream, now: float) -> Attempt:
+        """Open the next attempt, at *upstream*."""
+        attempt = Attempt(upstream.name, now)
+        self.attempts.append(attempt)
+        return attempt
+
+    def record(self, now: float) -> dict[str, Any]:
+        """Return the summary of the finished exchange, as its log line has it.
+
+        `overhead_us` is the time that was ours: all but the waiting for the client's body, for a
+        connection, for the upstream's head, and for the rest of the answer.
+        """
+        return {
+            "request_id": self.id,
+            "trace_id": None,
+            "key": self.key.name if self.key else None,
+            "surface": self.surface,
+            "route": self.route.name if self.route else None,
+            "upstream": self.upstream.name if self.upstream else None,
+            "model": self.model,
+            "upstream_model": self.model_sent,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "stream": self.stream,
+            "outcome": self.outcome,
+            "attempts": [
+                {
+                    "upstream": attempt.upstream,
+                    "phase": attempt.phase,
+                    "status": attempt.status,
+                    "error": attempt.error,
+                    "ms": _ms(attempt.started, attempt.ended or now),
+                    "maybe_billed": attempt.maybe_billed,
+                }
+                for attempt in self.attempts
+            ],
+            "first_byte_ms": None if self.relayed is None else _ms(self.received, self.relayed),
+            "total_ms": _ms(self.received, now),
+            "overhead_us": self._overhead_us(now),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "tokens_in": None,
+            "tokens_out": None,
+            "tokens_cached": None,
+            "cost_usd": None,
+            "finish_reason": None,
+            "upstream_request_id": self.upstream_request_id,
+            "client_ip": self.client_ip,
+            "error": self.error,
+        }
+
+    def _overhead_us(self, now: float) -> int:
+        begun = self.read if self.read is not None else self.received
+        until = self.relayed if self.relayed is not None else now
+        return max(0, round((until - begun - self.waited) * 1e6))
+
+
+def _ms(start: float, end: float) -> float:
+    return round((end - start) * 1000, 3)

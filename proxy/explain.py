@@ -1,0 +1,77 @@
+"""What would happen to a request, said before it is sent: from the same tables the hot path uses."""
+
+from dataclasses import dataclass
+
+from proxy import dialects
+from proxy.config import Snapshot
+from proxy.config.snapshot import TIMEOUT_NAMES
+from proxy.outbound import address
+from proxy.routes import Route
+from proxy.surfaces import Surface
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The road of one model string, as pairs of a label and a text, and whether it leads anywhere."""
+
+    lines: tuple[tuple[str, str], ...]
+    works: bool
+
+
+def explain(snapshot: Snapshot, surface: Surface, model: str, path: str) -> Explanation:
+    """Say what happens to a request for *model* at *path* of *surface*. Secrets are masked."""
+    lines = [("model", model), ("surface", f"{surface.name}, auth {surface.auth}")]
+    located = surface.locate(path)
+    if located is None or located.dialect is None:
+        known = ", ".join(sorted(dialects.ENDPOINTS))
+        lines.append(("path", f"{path} → 404 not_found; the endpoints are {known}"))
+        return Explanation(tuple(lines), works=False)
+    dialect, suffix = located.dialect, located.suffix
+    lines.append(("path", f"{path}, dialect {dialect.name}"))
+    route = snapshot.routes.match(model)
+    if route is None or not surface.shows(model):
+        near = snapshot.routes.nearest(model, surface.shows)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        why = "is not visible on this surface" if route else "no route matches"
+        lines.append(("route", f"404 model_not_found: {why}{hint}"))
+        return Explanation(tuple(lines), works=False)
+    lines += _route(snapshot, route, model)
+    upstream = route.upstream
+    to = address(upstream, dialect, suffix, "")
+    lines.append(("upstream", upstream.name))
+    lines.append(("url", f"POST {to.base.url(suffix)}"))
+    if to.base.origin.proxy is not None:
+        lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
+    lines.append(("upstream model", route.model_sent(model)))
+    if to.credential is not None:
+        source = to.credential.secret.source
+        lines.append(("header", f"{to.credential.masked()}  (from {source})"))
+    for name, value in upstream.headers:
+        lines.append(("header", f"{name.decode()}: {_mask(value)}  (set for {upstream.name})"))
+    for name, value in upstream.defaults.get(dialect.name, ()):
+        lines.append(
+            ("header", f"{name.decode()}: {value.decode()}  (preset, if the client sends none)")
+        )
+    for timeout in TIMEOUT_NAMES:
+        seconds = getattr(route.timeouts, timeout)
+        shown = "none" if seconds is None else f"{seconds:g} s"
+        lines.append(("timeout", f"{timeout} {shown}  ({snapshot.origins[route.name][timeout]})"))
+    if upstream.missing is not None:
+        lines.append(("dormant", f"503 not_configured: {upstream.missing} is not set"))
+    return Explanation(tuple(lines), works=upstream.missing is None)
+
+
+def _route(snapshot: Snapshot, route: Route, model: str) -> list[tuple[str, str]]:
+    kind = "longest prefix" if route.pattern.prefix else "exact name"
+    via = "".join(f" → {name}" for name in route.via)
+    others = [other.name for other in snapshot.routes.candidates(model) if other is not route]
+    lines = [("route", f'"{route.name}"{via}, {kind}')]
+    if others:
+        lines.append(("rejected", ", ".join(f'"{name}"' for name in others) + " (less exact)"))
+    return lines
+
+
+def _mask(value: bytes) -> str:
+    """Show a configured header's value only as far as it cannot be a secret."""
+    text = value.decode("latin-1")
+    return text if len(text) < 12 else f"{text[:2]}…"

@@ -1,0 +1,96 @@
+"""Which headers pass, in both directions: the header half of the published edit list.
+
+Everything works on raw pairs as they stood on the wire, so that order, case and duplicates
+survive. There is no allow-list: what is not named here passes. The order of work is always
+copy, strip, sign: a `Connection` header of the client's can therefore never name away what we add
+(RFC 9110 section 7.6.1; CVE-2021-33197 is that mistake).
+"""
+
+from collections.abc import Iterable
+
+Pair = tuple[bytes, bytes]
+"""A header as it stood on the wire: name and value."""
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110 section 7.6.1, and the names that older software still sends."""
+
+CLIENT_CREDENTIALS = frozenset(
+    {b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key"}
+)
+"""Where clients put keys. On a passthrough surface these pass; everywhere else none of them does."""
+
+_REQUEST_DROPPED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"forwarded",
+    b"via",
+    b"cookie",
+}
+_RESPONSE_DROPPED = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
+
+
+def outbound(
+    client: Iterable[Pair], *, drop: frozenset[bytes], passthrough: bool = False
+) -> list[Pair]:
+    """Return the client's headers that go upstream, in their order.
+
+    *drop* names (lower case) what will be replaced: headers the upstream's table sets, and
+    `accept-encoding` on a stream. With *passthrough* the client's own credentials stay.
+    """
+    client = tuple(client)
+    removed = _REQUEST_DROPPED | drop
+    if not passthrough:
+        removed |= CLIENT_CREDENTIALS
+    nominated = _nominated(client)
+    if nominated:
+        removed |= nominated
+    kept = []
+    for pair in client:
+        name = pair[0].lower()
+        if name not in removed and not name.startswith(b"x-forwarded-"):
+            kept.append(pair)
+    return kept
+
+
+def inbound(upstream: Iterable[Pair], *, drop: frozenset[bytes] = frozenset()) -> list[Pair]:
+    """Return the upstream's headers that go to the client, in their order."""
+    upstream = tuple(upstream)
+    removed = _RESPONSE_DROPPED | drop
+    nominated = _nominated(upstream)
+    if nominated:
+        removed |= nominated
+    return [pair for pair in upstream if pair[0].lower() not in removed]
+
+
+def _nominated(pairs: Iterable[Pair]) -> frozenset[bytes]:
+    """Return the names that any `Connection` line declares to be for this hop only."""
+    lines = [value for name, value in pairs if name.lower() == b"connection"]
+    if not lines:
+        return frozenset()
+    return frozenset(token.strip().lower() for line in lines for token in line.split(b","))
+
+
+def find(pairs: Iterable[Pair], name: bytes) -> bytes | None:
+    """Return the value of the first header called *name* (lower case), if there is one."""
+    for key, value in pairs:
+        if key.lower() == name:
+            return value
+    return None
+
+
+def lines(pairs: Iterable[Pair]) -> bytes:
+    """Write *pairs* as header lines, exactly as they came."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])

@@ -1,0 +1,89 @@
+"""What goes upstream: the target and the head of a request, exactly as they will be written.
+
+The request half of the published edit list stands here. The hot path sends what `head` returns,
+`explain` shows it. Nothing in a request but its path below the base path, its query and its model
+reaches the target, and nothing at all reaches the host.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from proxy.credentials import Credential
+from proxy.dialects import Dialect
+from proxy.headers import Pair, find, lines, outbound
+from proxy.keys import KeyRing
+from proxy.routes import Base, Upstream
+
+_ACCEPT_ENCODING = b"accept-encoding"
+_IDENTITY: Pair = (b"Accept-Encoding", b"identity")
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """Where a request goes: *base*, the *target* of its request line, and what signs it."""
+
+    base: Base
+    target: str
+    credential: Credential | None
+
+
+def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Addressed:
+    """Return where a request for *suffix* (the path below the base path) of *dialect* goes."""
+    base = upstream.base_of(suffix)
+    target = f"{base.path}/{suffix}?{query}" if query else f"{base.path}/{suffix}"
+    return Addressed(base, target, upstream.credential_for(dialect.name))
+
+
+def head(
+    method: str,
+    to: Addressed,
+    upstream: Upstream,
+    dialect: Dialect,
+    client: Iterable[Pair],
+    *,
+    stream: bool,
+    passthrough: bool,
+    length: int,
+) -> bytes:
+    """Write the head of the request: copy the *client*'s headers, strip, then sign."""
+    drop = {name.lower() for name, _ in upstream.headers}
+    pairs = list(upstream.headers)
+    if stream:
+        drop.add(_ACCEPT_ENCODING)
+        pairs.append(_IDENTITY)
+    if to.credential is not None and not passthrough:
+        line = to.credential.line()
+        drop.add(line[0].lower())
+        pairs.append(line)
+    client = tuple(client)
+    kept = outbound(client, drop=frozenset(drop), passthrough=passthrough)
+    pairs += [
+        pair
+        for pair in upstream.defaults.get(dialect.name, ())
+        if find(kept, pair[0].lower()) is None
+    ]
+    target = to.target
+    origin = to.base.origin
+    if origin.proxy is not None and origin.scheme == "http":
+        target = f"http://{origin.authority}{target}"  # RFC 9112 section 3.2.2
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bContent-Length: %d\r\n\r\n" % (
+        method.encode("ascii"),
+        target.encode("utf-8", "surrogateescape"),
+        origin.authority.encode("ascii"),
+        lines(kept),
+        lines(pairs),
+        length,
+    )
+
+
+def without_keys(query: str, keys: KeyRing) -> str:
+    """Return *query* less the `key` parameters that hold a key of ours, untouched otherwise."""
+    if "key=" not in query:
+        return query
+    kept = [
+        part
+        for part in query.split("&")
+        if not (part.startswith("key=") and keys.find(unquote_to_bytes(part[4:])) is not None)
+    ]
+    return "&".join(kept)

@@ -1,0 +1,331 @@
+"""Pass an opened answer on to the client, byte for byte, as it arrives.
+
+From here on nothing is tried again. Bytes go from the upstream's `data_received` to the client's
+transport in one call; nothing is held back to an event's end, and taps only read. What the client
+cannot take stops the upstream from sending more. When an answer breaks, the client is told in its
+dialect, where that is possible, and the transfer is left visibly unfinished: a cut stream must
+never look finished.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.dialects import Ending
+from proxy.errors import (
+    CLIENT_STALLED,
+    STREAM_IDLE,
+    STREAM_INCOMPLETE,
+    STREAM_TIMEOUT,
+    Outcome,
+    ProxyError,
+    Shape,
+    render_event,
+)
+from proxy.exchange import Attempt, Exchange
+from proxy.headers import Pair, find, inbound, lines
+from proxy.routes import Timeouts
+from proxy.sse import Tap
+from proxy.transport import Connection
+
+GRACE_SECONDS = 2.0
+"""How long an upstream may leave a finished stream open before we end it for the client."""
+
+_LENGTH = b"content-length"
+_BODILESS = frozenset({204, 304})
+
+
+class Flow(Protocol):
+    """What listens to whether the client keeps up."""
+
+    def pause_writing(self) -> None:
+        """The client takes no more for now."""
+
+    def resume_writing(self) -> None:
+        """The client takes again."""
+
+
+class Downstream(Protocol):
+    """The client's connection."""
+
+    transport: asyncio.Transport | None
+    flow: Flow | None
+
+    @property
+    def writing_paused(self) -> bool:
+        """Return whether the client takes no more for now."""
+
+
+class Relay:
+    """One answer on its way: from *upstream* to *client*, for *exchange*."""
+
+    __slots__ = (
+        "_attempt",
+        "_chunked",
+        "_client",
+        "_clock",
+        "_done",
+        "_ended",
+        "_exchange",
+        "_grace",
+        "_idle",
+        "_last",
+        "_loop",
+        "_out",
+        "_paused",
+        "_shape",
+        "_stall",
+        "_tap",
+        "_timeouts",
+        "_total",
+        "_upstream",
+        "keep_alive",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        attempt: Attempt,
+        upstream: Connection,
+        client: Downstream,
+        timeouts: Timeouts,
+        clock: Callable[[], float],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        transport = client.transport
+        assert transport is not None  # else this task has been cancelled
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._exchange = exchange
+        self._attempt = attempt
+        self._upstream = upstream
+        self._client = client
+        self._out = transport
+        self._timeouts = timeouts
+        self._shape: Shape = exchange.dialect.shape if exchange.dialect else "openai"
+        self._tap: Tap | None = None
+        self._chunked = False
+        self.keep_alive = keep_alive
+        self._done: asyncio.Future[None] | None = None
+        self._ended = False
+        self._paused = False
+        self._last = 0.0
+        self._idle: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._total: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Relay the whole answer; return when nothing more will be written.
+
+        On cancellation the upstream's connection is closed, which is what stops its work.
+        """
+        client = self._client
+        client.flow = self
+        try:
+            self._out.write(self._head())
+            self._attempt.phase = "streaming"
+            self._exchange.relayed = self._last = self._clock()
+            if client.writing_paused:
+                self.pause_writing()
+            self._upstream.attach(self)
+            if not self._ended:
+                self._watch()
+                self._done = self._loop.create_future()
+                await self._done
+        finally:
+            client.flow = None
+            for timer in (self._idle, self._stall, self._grace, self._total):
+                if timer is not None:
+                    timer.cancel()
+            if not self._ended:
+                self._upstream.close()
+
+    def abort(self, error: ProxyError) -> None:
+        """End the answer here and now, because of *error*."""
+        if not self._ended:
+            self._break(error)
+
+    # Sink: what the upstream's connection calls
+
+    def data(self, data: bytes) -> None:
+        """Pass *data* on."""
+        if self._out.is_closing():
+            return
+        self._last = self._clock()
+        self._exchange.bytes_out += len(data)
+        self._write(data)
+        tap = self._tap
+        if tap is not None:
+            tap.feed(data)
+            if tap.over and self._grace is None:
+                self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
+
+    def end(self) -> None:
+        """The upstream's answer is complete."""
+        tap = self._tap
+        if tap is not None and tap.checked and not tap.finished:
+            message = "The upstream ended its answer before it was finished."
+            self._break(ProxyError(STREAM_INCOMPLETE, message))
+        else:
+            self._finish()
+
+    def broke(self, error: ProxyError) -> None:
+        """The upstream's answer will not be completed."""
+        if self._tap is not None and self._tap.finished:
+            self._finish()
+        else:
+            self._break(error)
+
+    # Flow: what the client's connection calls
+
+    def pause_writing(self) -> None:
+        """Stop the upstream, and give the client a while to go on taking."""
+        self._paused = True
+        self._upstream.pause()
+        if self._timeouts.write is not None:
+            self._watch_client(self._out.get_write_buffer_size(), self._timeouts.write)
+
+    def resume_writing(self) -> None:
+        """Let the upstream go on."""
+        self._paused = False
+        self._last = self._clock()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        if not self._ended:
+            self._upstream.resume()
+
+    # Inside
+
+    def _head(self) -> bytes:
+        """Write the head of the answer: the response half of the published edit list."""
+        exchange, upstream = self._exchange, self._upstream
+        status = upstream.status
+        exchange.status = status
+        exchange.outcome = _outcome(status)
+        headers = upstream.headers
+        length = upstream.length
+        drop: frozenset[bytes] = frozenset()
+        if _is_stream(headers):
+            exchange.stream = True
+            drop = frozenset({_LENGTH})  # an event of ours may have to follow
+            self._tap = Tap(self._ending() if status == 200 and _is_plain(headers) else Ending.NONE)
+            length = None
+        pairs = inbound(headers, drop=drop)
+        identity = exchange.id.encode("ascii")
+        theirs = find(pairs, b"x-request-id") or find(pairs, b"request-id")
+        exchange.upstream_request_id = theirs.decode("latin-1") if theirs else None
+        pairs.append((b"x-trunkline-id", identity))
+        if find(pairs, b"x-request-id") is None:
+            pairs.append((b"x-request-id", identity))
+        if self._tap is not None:
+            pairs.append((b"X-Accel-Buffering", b"no"))
+            if find(pairs, b"cache-control") is None:
+                pairs.append((b"Cache-Control", b"no-cache"))
+        if length is None and status not in _BODILESS:
+            if exchange.http10:
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                pairs.append((b"Transfer-Encoding", b"chunked"))
+        if not self.keep_alive:
+            pairs.append((b"Connection", b"close"))
+        reason = b" " + upstream.reason
+        return b"HTTP/1.1 %d%b\r\n%b\r\n" % (status, reason, lines(pairs))
+
+    def _ending(self) -> Ending:
+        """Return what must be seen before an end of this stream counts as finished."""
+        dialect, upstream = self._exchange.dialect, self._exchange.upstream
+        if dialect is None or upstream is None or upstream.terminal == "none":
+            return Ending.NONE
+        if upstream.terminal == "done" and dialect.ending is Ending.CHAT:
+            return Ending.DONE
+        return dialect.ending
+
+    def _write(self, data: bytes) -> None:
+        if self._chunked:
+            self._out.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._out.write(data)
+
+    def _finish(self) -> None:
+        """End the answer as a complete one."""
+        if self._chunked and not self._out.is_closing():
+            self._out.write(b"0\r\n\r\n")
+        self._close()
+
+    def _break(self, error: ProxyError) -> None:
+        """End the answer as an unfinished one: say why in an event, and leave the transfer open-ended."""
+        self._exchange.outcome = error.kind.outcome
+        self._exchange.error = error.kind.code
+        self._attempt.error = error.kind.code
+        self.keep_alive = False
+        tap = self._tap
+        if tap is not None and tap.checked and not self._out.is_closing():
+            event = render_event(error, self._shape, self._exchange.id)
+            self._write(event if tap.between else b"\n\n" + event)
+        self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        if not self._upstream.reusable():
+            self._upstream.close()
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    # Timers: armed once, and looked at again when they ring, so that an event costs no timer
+
+    def _watch(self) -> None:
+        if self._timeouts.idle is not None:
+            self._idle = self._loop.call_later(self._timeouts.idle, self._check_idle)
+        if self._timeouts.total is not None:
+            left = self._exchange.received + self._timeouts.total - self._clock()
+            self._total = self._loop.call_later(max(0.0, left), self._overdue)
+
+    def _check_idle(self) -> None:
+        limit = self._timeouts.idle
+        assert limit is not None
+        left = self._last + limit - self._clock()
+        if self._paused:
+            left = limit  # it is the client that is slow, and `write` that judges it
+        if left > 0:
+            self._idle = self._loop.call_later(left, self._check_idle)
+        else:
+            self.abort(
+                ProxyError(STREAM_IDLE, "The upstream fell silent in the middle of its answer.")
+            )
+
+    def _overdue(self) -> None:
+        self.abort(ProxyError(STREAM_TIMEOUT, "The answer took longer than this route allows."))
+
+    def _watch_client(self, left: int, seconds: float) -> None:
+        self._stall = self._loop.call_later(seconds, self._check_client, left, seconds)
+
+    def _check_client(self, left: int, seconds: float) -> None:
+        now_left = self._out.get_write_buffer_size()
+        if now_left < left:
+            self._watch_client(now_left, seconds)
+            return
+        self._exchange.outcome = CLIENT_STALLED.outcome
+        self._exchange.error = CLIENT_STALLED.code
+        self._upstream.close()
+        self._out.abort()  # its buffer is full of what nobody takes
+
+
+def _is_stream(headers: list[Pair]) -> bool:
+    kind = find(headers, b"content-type")
+    return kind is not None and kind.split(b";")[0].strip().lower() == b"text/event-stream"
+
+
+def _is_plain(headers: list[Pair]) -> bool:
+    coding = find(headers, b"content-encoding")
+    return coding is None or coding.strip().lower() == b"identity"
+
+
+def _outcome(status: int) -> Outcome:
+    """Say how an exchange ended whose answer, of *status*, was the upstream's own."""
+    if status < 400:
+        return "ok"
+    return "upstream_error" if status >= 500 or status in (401, 403, 408, 429) else "client_error"

@@ -1,0 +1,171 @@
+"""Routes: which upstream serves which model string, and under which name.
+
+Match: the exact name, else the longest literal prefix before a final `*`. Case-sensitive, and the
+slash is part of the name.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from proxy.credentials import Credential
+from proxy.headers import Pair
+from proxy.patterns import Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where connections go: what two upstreams must have in common to be the same place."""
+
+    scheme: str
+    host: str
+    port: int
+    proxy: str | None = None
+    ca: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """Return the `Host` header's value (RFC 9110 section 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        usual = {"http": 80, "https": 443}.get(self.scheme)
+        return host if self.port == usual else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base URL: an *origin*, and the *path* that precedes `/chat/completions`."""
+
+    origin: Origin
+    path: str
+
+    def url(self, suffix: str) -> str:
+        """Return the URL of *suffix* below this base, for people to read."""
+        return f"{self.origin.scheme}://{self.origin.authority}{self.path}/{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each phase may take, in seconds; None is for ever."""
+
+    connect: float | None = 5.0
+    first_byte: float | None = 600.0
+    idle: float | None = 600.0
+    write: float | None = 60.0
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upstream:
+    """A base URL, the credential that is presented there, and policy.
+
+    *forms* holds the credential of dialects that want another form than *credential*;
+    *defaults* the headers a dialect needs where the client sent none; *headers* are always set.
+    *paths* maps a prefix of the path below the base path to another base, longest first.
+    *missing* names the variable without which the upstream is dormant.
+    """
+
+    name: str
+    base: Base
+    credential: Credential | None = None
+    forms: Mapping[str, Credential] = field(default_factory=dict)
+    headers: tuple[Pair, ...] = ()
+    defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    paths: tuple[tuple[str, Base], ...] = ()
+    timeouts: Timeouts = Timeouts()
+    terminal: str = "auto"
+    passthrough: bool = False
+    missing: str | None = None
+
+    def base_of(self, suffix: str) -> Base:
+        """Return the base that *suffix* belongs below: the longest of `paths`, else the base."""
+        for prefix, base in self.paths:
+            if suffix == prefix or suffix.startswith(prefix + "/"):
+                return base
+        return self.base
+
+    def credential_for(self, dialect: str) -> Credential | None:
+        """Return what is presented to an endpoint of *dialect*."""
+        return self.forms.get(dialect, self.credential)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """One line of `[routes]`: *name* as it is written, and where it leads.
+
+    *model* is the name sent: None for the asked-for string less the upstream's own `name/`, else
+    a text in which `*` stands for what the pattern's `*` matched. *listed* are the names that
+    `/v1/models` shows beside the route's own. *via* are the routes it is an alias through.
+    """
+
+    name: str
+    pattern: Pattern
+    upstream: Upstream
+    model: str | None = None
+    timeouts: Timeouts = Timeouts()
+    listed: tuple[str, ...] = ()
+    via: tuple[str, ...] = ()
+
+    def model_sent(self, asked: str) -> str:
+        """Return what the upstream is asked for when a client asks for *asked*."""
+        if self.model is not None:
+            if not self.pattern.prefix:
+                return self.model
+            return self.model.replace("*", asked[len(self.pattern.literal) :], 1)
+        return asked.removeprefix(self.upstream.name + "/")
+
+
+class RouteTable:
+    """All routes of a snapshot. Ten thousand cost per lookup what ten do."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._exact = {r.pattern.literal: r for r in self.routes if not r.pattern.prefix}
+        self._prefixed = {r.pattern.literal: r for r in self.routes if r.pattern.prefix}
+        self._lengths = sorted({len(literal) for literal in self._prefixed}, reverse=True)
+        names = sorted({name for route in self.routes for name in self.names(route)})
+        self._sorted = names
+        self._by_ending = sorted(name[::-1] for name in names)
+
+    def match(self, model: str) -> Route | None:
+        """Return the route of *model*: exact name, else longest literal prefix."""
+        route = self._exact.get(model)
+        if route is not None:
+            return route
+        for length in self._lengths:
+            if length <= len(model):
+                route = self._prefixed.get(model[:length])
+                if route is not None:
+                    return route
+        return None
+
+    def candidates(self, model: str) -> list[Route]:
+        """Return every route that fits *model*, the one `match` picks first."""
+        fitting = [route for route in self.routes if route.pattern.matches(model)]
+        return sorted(fitting, key=lambda r: (r.pattern.prefix, -len(r.pattern.literal)))
+
+    @staticmethod
+    def names(route: Route) -> tuple[str, ...]:
+        """Return the model names that *route* can be shown under; of a pattern, its `list`."""
+        if route.pattern.prefix:
+            return route.listed
+        return (route.pattern.literal, *route.listed)
+
+    def nearest(self, model: str, visible: Callable[[str], bool]) -> list[str]:
+        """Return up to three *visible* names that *model* may have been meant to be.
+
+        Only the neighbours of *model* in two sorted lists are compared, so that the work does not
+        grow with the number of routes.
+        """
+        model = model[:128]
+        near = _around(self._sorted, model)
+        near += [name[::-1] for name in _around(self._by_ending, model[::-1])]
+        near = [name for name in dict.fromkeys(near) if visible(name)]
+        folded = {name.casefold(): name for name in near}
+        close = get_close_matches(model.casefold(), folded, n=3, cutoff=0.5)
+        return [folded[name] for name in close]
+
+
+def _around(names: list[str], model: str, span: int = 16) -> list[str]:
+    at = bisect_left(names, model)
+    return names[max(0, at - span) : at + span]

@@ -1,0 +1,160 @@
+"""What a finished exchange leaves: one line, to stdout, without ever waiting for who reads it.
+
+Lines are gathered for a moment and written by a thread of their own. A reader that stalls fills a
+bounded queue, after which lines are dropped and counted; a reader that is gone loses them. Neither
+is ever noticed by a request.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+QUEUE_LINES = 20_000
+"""How many lines may wait to be written."""
+GATHER_SECONDS = 0.05
+
+Event = MutableMapping[str, Any]
+
+
+class LineWriter:
+    """Writes lines to the file descriptor *fd*, in order, on a thread; drops what does not fit.
+
+    The next line that gets through says how many were lost.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[bytes] = []
+        # Each counter has one writer: the first two the loop, the others the thread.
+        self._taken = self._refused = 0
+        self._written = self._lost = 0
+        self._flusher: asyncio.TimerHandle | None = None
+        self._queue: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Return how many lines were lost."""
+        return self._refused + self._lost
+
+    def write(self, line: bytes) -> None:
+        """Take one *line*, with its line end, to be written soon."""
+        if self._taken - self._written >= QUEUE_LINES:
+            self._refused += 1
+            return
+        self._taken += 1
+        self._gathered.append(line)
+        if self._flusher is None:
+            self._flusher = self._loop.call_later(GATHER_SECONDS, self._flush)
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Write what is left, for at most *seconds*: nobody may be reading any more."""
+        self._flush()
+        self._queue.put(None)
+        self._thread.join(seconds)
+
+    def _flush(self) -> None:
+        if self._flusher is not None:
+            self._flusher.cancel()
+            self._flusher = None
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
+
+    def _run(self) -> None:
+        while (lines := self._queue.get()) is not None:
+            data = memoryview(b"".join(lines))
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:
+                self._lost += len(lines)
+            self._written += len(lines)
+
+
+class Log:
+    """The log of one process: `line` takes records, `events` is structlog for everything else."""
+
+    def __init__(self, writer: LineWriter, *, console: bool, level: str) -> None:
+        self._writer = writer
+        self._render: Callable[[Event], bytes] = _console if console else _json
+        self._debug = level == "debug"
+        self._reported = 0
+        self.events: FilteringBoundLogger = structlog.wrap_logger(
+            writer,
+            processors=[_stamp, structlog.processors.format_exc_info, self._finish],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+        )
+
+    def line(self, record: dict[str, Any], *, quiet: bool = False) -> None:
+        """Write the *record* of a finished exchange; a *quiet* one only at debug level."""
+        if quiet and not self._debug:
+            return
+        level = "debug" if quiet else "info"
+        event = {"ts": _now(), "level": level, "event": "exchange", **record}
+        lost = self._writer.dropped - self._reported
+        if lost:
+            self._reported += lost
+            event["log_lines_dropped"] = lost
+        self._writer.write(self._render(event))
+
+    def _finish(self, logger: LineWriter, method: str, event: Event) -> Any:
+        """Be structlog's last processor: write the line, and leave nothing to be called."""
+        logger.write(self._render(event))
+        raise structlog.DropEvent
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _stamp(logger: LineWriter, method: str, event: Event) -> Event:
+    return {"ts": _now(), "level": method, "event": event.pop("event"), **event}
+
+
+def _json(event: Event) -> bytes:
+    try:
+        return orjson.dumps(event, default=str) + b"\n"
+    except TypeError:  # text that is not valid Unicode: whatever else, a log line must come out
+        return orjson.dumps(_clean(event), default=str) + b"\n"
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value).decode()
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _console(event: Event) -> bytes:
+    """Render for a person at a terminal: one short line, the facts that matter."""
+    rest = dict(event)
+    time, level = rest.pop("ts")[11:19], rest.pop("level")
+    what = rest.pop("event")
+    if what != "exchange":
+        facts = " ".join(f"{key}={value}" for key, value in rest.items())
+        return _text(f"{time} {level:7} {what} {facts}\n")
+    to = f" → {rest['upstream']}/{rest['upstream_model']}" if rest["upstream"] else ""
+    error = f" ({rest['error']})" if rest["error"] else ""
+    text = (
+        f"{time} {rest['method']} {rest['path']} {rest['model'] or ''}{to}"
+        f" {rest['status']} {rest['outcome']}{error} {rest['total_ms']:.0f} ms\n"
+    )
+    return _text(text)

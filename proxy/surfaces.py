@@ -1,0 +1,124 @@
+"""Surfaces: one listening address each, with its own paths, its own auth, its own view of the routes.
+
+`locate` decides by exact raw path, before any key is read; `admits_host` is what stands between a
+surface without keys and every web page its operator opens.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+
+from proxy import dialects
+from proxy.dialects import Dialect
+from proxy.patterns import Pattern
+
+Auth = Literal["none", "keys", "passthrough"]
+
+_HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
+_UNSAFE = re.compile(
+    r"//|\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/)(?:\.|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a surface listens: *host* and *port*, or a unix socket at *path*."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def loopback(self) -> bool:
+        """Return whether nobody outside this machine can connect here."""
+        return bool(self.path) or is_loopback(self.host)
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a path means on a surface: the *dialect* spoken there, if it is an endpoint that carries
+    a model, and *suffix*, the path below the base path.
+    """
+
+    dialect: Dialect | None
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One face of the proxy. *accept* are the headers that may hold a key, in lower case."""
+
+    name: str
+    listen: tuple[Address, ...]
+    base_paths: tuple[str, ...]
+    auth: Auth
+    accept: tuple[bytes, ...] = (b"authorization", b"x-api-key", b"api-key", b"apikey")
+    routes: tuple[Pattern, ...] | None = None
+    models: Literal["list", "hidden"] = "list"
+    endpoints: frozenset[str] | None = None
+    hosts: frozenset[str] = frozenset()
+
+    def shows(self, model: str) -> bool:
+        """Return whether *model* may be seen and called here."""
+        return self.routes is None or any(pattern.matches(model) for pattern in self.routes)
+
+    def locate(self, path: str) -> Located | None:
+        """Return what *path* (raw, without query) means here, None where it means nothing."""
+        for base in self.base_paths:  # longest first
+            if path.startswith(base + "/"):
+                suffix = path[len(base) + 1 :]
+                if suffix == "models" or suffix.startswith("models/"):
+                    return Located(None, suffix) if self.models == "list" else None
+                dialect = dialects.find(suffix)
+                if dialect is not None and self._speaks(suffix):
+                    return Located(dialect, suffix)
+        return None
+
+    def _speaks(self, suffix: str) -> bool:
+        return self.endpoints is None or suffix in self.endpoints
+
+    def admits_host(self, host: str, local: str) -> bool:
+        """Return whether a request for *host* that arrived at the address *local* is meant for us.
+
+        A web page that rebinds its own name to this machine says that name here (DNS rebinding).
+        """
+        name = host_name(host)
+        if name is None:
+            return False
+        return (
+            is_loopback(name)
+            or name == local
+            or name in self.hosts
+            or any(name == address.host for address in self.listen)
+        )
+
+
+def host_name(host: str) -> str | None:
+    """Return the name in a `Host` header, lower case and without port, None if it is malformed."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return None
+    return (match[1] or match[2]).lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host*, a name or an address, is this machine's loopback."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_unsafe(path: str) -> bool:
+    """Return whether *path* could mean another place to whoever reads it next: dot segments, encoded
+    or not, backslashes, empty segments, control characters.
+    """
+    return _UNSAFE.search(path) is not None

@@ -1,0 +1,132 @@
+"""The proxy under test: inside this process through the same `serve()` as production, or as one of
+its own, with every warning an error.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from proxy.config import load
+from proxy.server import Running, serve
+
+
+@dataclass
+class Proxy:
+    """A proxy that serves: where, and what it has logged."""
+
+    port: int
+    log: Path
+    running: Running | None = None
+    process: asyncio.subprocess.Process | None = None
+    stderr: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what is in the log so far."""
+        return [orjson.loads(line) for line in self.log.read_bytes().splitlines()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the lines of finished exchanges."""
+        return [line for line in self.lines() if line["event"] == "exchange"]
+
+    async def record(self, count: int = 1, seconds: float = 5.0) -> dict[str, Any]:
+        """Wait for exactly *count* exchanges in the log; return the last one's line."""
+        async with asyncio.timeout(seconds):
+            while len(self.records()) < count:
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.06)  # one more than expected would be written by now
+        records = self.records()
+        assert len(records) == count, records
+        return records[-1]
+
+
+def _config(directory: str, toml: str) -> Path:
+    file = Path(directory, "routes.toml")
+    file.write_text(toml)
+    return file
+
+
+@asynccontextmanager
+async def serving(
+    toml: str, env: Mapping[str, str] | None = None, listen: str | None = "127.0.0.1:0"
+) -> AsyncIterator[Proxy]:
+    """Serve the configuration *toml* in this process, on a port of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        snapshot = load(_config(directory, toml), env or {}, listen=listen)
+        log = Path(directory, "log")
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            async with serve(snapshot, fd) as running:
+                first = next(iter(running.addresses.values()))[0]
+                yield Proxy(first.port, log, running)
+        finally:
+            os.close(fd)
+
+
+@asynccontextmanager
+async def process(
+    toml: str,
+    env: Mapping[str, str] | None = None,
+    *,
+    listen: str | None = "127.0.0.1:0",
+    python: tuple[str, ...] = ("-X", "dev", "-W", "error"),
+    check: bool = True,
+) -> AsyncIterator[Proxy]:
+    """Serve *toml* in a process of its own; at its end, it must leave in order and silently."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = _config(directory, toml)
+        log, errors = Path(directory, "log"), Path(directory, "errors")
+        arguments = [*python, "-m", "proxy", "serve", "-c", str(file)]
+        if listen is not None:
+            arguments += ["--listen", listen]
+        with log.open("wb") as out, errors.open("wb") as err:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                stdout=out,
+                stderr=err,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), **(env or {})},
+            )
+        proxy = Proxy(0, log, process=child, stderr=errors)
+        try:
+            ready = await _ready(proxy, errors)
+            proxy.port = int(ready["listen"][0].rpartition(":")[2] or 0)
+            yield proxy
+        finally:
+            if child.returncode is None:
+                child.send_signal(signal.SIGTERM)
+                try:
+                    async with asyncio.timeout(15):
+                        await child.wait()
+                except TimeoutError:
+                    child.kill()
+                    await child.wait()
+        if check:
+            assert errors.read_text() == ""
+            assert child.returncode == 0
+
+
+async def _ready(proxy: Proxy, errors: Path) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while True:
+            assert proxy.process is not None
+            if proxy.process.returncode is not None:
+                raise AssertionError(errors.read_text())
+            for line in proxy.log.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    event: dict[str, Any] = orjson.loads(line)
+                    if event["event"] == "ready":
+                        return event
+            await asyncio.sleep(0.01)
