@@ -6,6 +6,7 @@ everything ends at once.
 
 import asyncio
 import signal
+from collections.abc import Callable
 
 import aiohttp
 import uvloop
@@ -22,17 +23,20 @@ class CannotStart(Exception):
     """The process cannot serve; the message says why, in one line."""
 
 
-def run(snapshot: Snapshot) -> None:
-    """Serve *snapshot* until a signal says to stop. Raises `CannotStart`."""
+def run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
+    """Serve *snapshot* until a signal says to stop; tell *ready* when it begins.
+
+    Raises `CannotStart`.
+    """
     _check_parser()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(snapshot))
+            runner.run(_run(snapshot, ready))
     except CannotListen as error:
         raise CannotStart(str(error)) from None
 
 
-async def _run(snapshot: Snapshot) -> None:
+async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
 
@@ -42,6 +46,7 @@ async def _run(snapshot: Snapshot) -> None:
     async with serve(snapshot) as running:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signalled)
+        ready(running)
         _announce(running)
         await stop.wait()
         running.log.events.info("draining", inflight=running.gate.inflight)

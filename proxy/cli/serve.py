@@ -6,7 +6,9 @@ from typing import Any
 
 from proxy import lifecycle
 from proxy.cli.environment import environ
+from proxy.cli.welcome import welcome
 from proxy.config import load
+from proxy.server import Running
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -15,6 +17,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="listen here instead (the one or first surface)"
     )
+    parser.add_argument("--welcome", action="store_true", help="say first how to try it")
     parser.add_argument("--env-file", metavar="FILE", help="variables, one NAME=VALUE a line")
     parser.set_defaults(run=run)
 
@@ -22,5 +25,11 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve; returns when a signal has ended it."""
     snapshot = load(options.config, environ(os.environ, options.env_file), listen=options.listen)
-    lifecycle.run(snapshot)
+
+    def greet(running: Running) -> None:
+        if options.welcome:
+            first = running.addresses[snapshot.surfaces[0].name][0]
+            print(welcome(snapshot, first), flush=True)
+
+    lifecycle.run(snapshot, greet)
     return 0

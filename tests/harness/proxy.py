@@ -97,7 +97,7 @@ async def process(
                 *arguments,
                 stdout=out,
                 stderr=err,
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), **(env or {})},
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **(env or {})},
             )
         proxy = Proxy(0, log, process=child, stderr=errors)
         try:
