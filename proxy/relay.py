@@ -61,6 +61,7 @@ class Relay:
 
     __slots__ = (
         "_attempt",
+        "_begun",
         "_chunked",
         "_client",
         "_clock",
@@ -105,6 +106,7 @@ class Relay:
         self._timeouts = timeouts
         self._shape: Shape = exchange.dialect.shape if exchange.dialect else "openai"
         self._tap: Tap | None = None
+        self._begun = b""
         self._chunked = False
         self.keep_alive = keep_alive
         self._done: asyncio.Future[None] | None = None
@@ -124,12 +126,14 @@ class Relay:
         client = self._client
         client.flow = self
         try:
-            self._out.write(self._head())
+            self._begun = self._head()
             self._attempt.phase = "streaming"
             self._exchange.relayed = self._last = self._clock()
             if client.writing_paused:
                 self.pause_writing()
-            self._upstream.attach(self)
+            self._upstream.attach(self)  # what is there of the body goes out with the head
+            if self._begun:
+                self._write(b"")
             if not self._ended:
                 self._watch()
                 self._done = self._loop.create_future()
@@ -245,15 +249,21 @@ class Relay:
         return dialect.ending
 
     def _write(self, data: bytes) -> None:
-        if self._chunked:
-            self._out.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self._out.write(data)
+        if self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
+        self._out.write(data)
 
     def _finish(self) -> None:
         """End the answer as a complete one."""
-        if self._chunked and not self._out.is_closing():
-            self._out.write(b"0\r\n\r\n")
+        if not self._out.is_closing():
+            if self._chunked:
+                self._out.write(self._begun + b"0\r\n\r\n")
+            elif self._begun:
+                self._out.write(self._begun)
+            self._begun = b""
         self._close()
 
     def _break(self, error: ProxyError) -> None:

@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_in_head",
         "_interim",
+        "_kept",
         "_loop",
         "_parser",
         "_pieces",
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         self._interim = False
         self._complete = False
+        self._kept = False
         self._until_close = False
         self._surplus = False
         self._head_bytes = 0
@@ -200,7 +202,7 @@ class Connection(asyncio.Protocol):
             and not self._until_close
             and not self._uploading
             and not self.transport.is_closing()
-            and bool(self._parser.should_keep_alive())
+            and self._kept
         )
 
     # asyncio.Protocol
@@ -292,6 +294,7 @@ class Connection(asyncio.Protocol):
             self._interim = False
         elif self._failure is None:
             self._complete = True
+            self._kept = bool(self._parser.should_keep_alive())  # true of this answer only now
 
     # Inside
 
