@@ -36,7 +36,7 @@ from proxy.errors import (
     ProxyError,
     render,
 )
-from proxy.exchange import Exchange
+from proxy.exchange import Exchange, Ids
 from proxy.headers import find
 from proxy.relay import Flow
 from proxy.sinks import Log
@@ -183,6 +183,11 @@ class Request:
         """Note that the client waits for a word before it sends its body."""
         self._expects = True
 
+    @property
+    def waiting(self) -> bool:
+        """Return whether the client still waits for a word before it sends its body."""
+        return self._expects and not self._payload.is_eof()
+
     def fail(self, error: Exception) -> None:
         """Make `read` raise *error*."""
         self._payload.set_exception(error)
@@ -190,6 +195,7 @@ class Request:
     def _continue(self) -> None:
         transport = self._protocol.transport
         if self._expects and transport is not None:
+            self._expects = False
             transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _piece(self) -> bytes:
@@ -290,6 +296,17 @@ class Handler(RequestHandler):
         if self._reading_paused or self._buffer_paused:
             self._resume_transport_reading()
 
+    def retire(self) -> None:
+        """Take no further request: close at once where none is running, else after its answer."""
+        request = cast(Request | None, self._current_request)
+        if request is None or request.complete():
+            self.close()  # not while a body comes in: aiohttp would drop the rest of it
+
+    def expel(self) -> None:
+        """End what is running, now; its caller is told, where a head is not out yet."""
+        if self._current_request is not None and self._task_handler is not None:
+            self._task_handler.cancel()
+
     async def _handle_request(
         self,
         request: web.BaseRequest,
@@ -359,6 +376,7 @@ class Edge:
         log: Log,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._new_id = Ids()
         self.surface = surface
         self.gate = gate
         self._find = find
@@ -397,6 +415,7 @@ class Edge:
         path, _, query = message.path.partition("?")
         peer = request._protocol.peername
         return Exchange(
+            id=self._new_id(),
             surface=self.surface.name,
             method=message.method,
             path=path,
@@ -477,7 +496,7 @@ class Edge:
         if exchange.relayed is not None:
             return False  # a head is out: all that can be said is that it stays unfinished
         exchange.status = error.kind.status
-        error.close = error.close or not request.keep_alive
+        error.close = error.close or not request.keep_alive or request.waiting
         if transport is not None:
             shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
             body = exchange.method != "HEAD"
@@ -509,6 +528,11 @@ class Server(web.Server):
             cast(Any, edge.handle), request_factory=cast(Any, Request), handler_cancellation=True
         )
         self._edge = edge
+
+    @property
+    def handlers(self) -> list[Handler]:
+        """Return the handlers of all open connections."""
+        return cast(list[Handler], self.connections)
 
     def __call__(self) -> RequestHandler:
         """Make the handler of a new connection.

@@ -7,6 +7,7 @@ happened in between; what remains of it is a `Record`. Bodies and secrets never 
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 from proxy.credentials import Credential
@@ -20,9 +21,16 @@ Phase = Literal["unsent", "sent", "answered", "streaming"]
 """How far an attempt got: from `sent` on, it may have been executed, and billed."""
 
 
-def new_id() -> str:
-    """Return an id for an exchange: sortable by time, and not to be guessed."""
-    return f"req_{time.time_ns() // 1_000_000:011x}{os.urandom(7).hex()}"
+class Ids:
+    """Makes ids for exchanges: sortable by time, unique across processes, 30 characters."""
+
+    def __init__(self) -> None:
+        self._own = os.urandom(5).hex()
+        self._count = count()
+
+    def __call__(self) -> str:
+        """Return a new id."""
+        return f"req_{time.time_ns() // 1_000_000:011x}{self._own}{next(self._count) % 2**20:05x}"
 
 
 @dataclass(slots=True)
@@ -51,6 +59,7 @@ class Exchange:
     byte of the answer went out. All in loop time.
     """
 
+    id: str
     surface: str
     method: str
     path: str
@@ -59,7 +68,6 @@ class Exchange:
     http10: bool
     client_ip: str | None
     received: float
-    id: str = field(default_factory=new_id)
 
     dialect: Dialect | None = None
     suffix: str = ""

@@ -7,6 +7,7 @@ everything ends at once.
 import asyncio
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import uvloop
@@ -44,6 +45,7 @@ async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
         (now if stop.is_set() else stop).set()
 
     async with serve(snapshot) as running:
+        loop.set_exception_handler(lambda _, context: _note(running, context))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signalled)
         ready(running)
@@ -57,6 +59,13 @@ async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
             task.cancel()
         await asyncio.gather(drain, second, return_exceptions=True)
         running.log.events.info("stopped")
+
+
+def _note(running: Running, context: dict[str, Any]) -> None:
+    """Log what went wrong where nobody waited for it; asyncio would print it on stderr."""
+    running.log.events.error(
+        "loop_error", error=context.get("message"), exc_info=context.get("exception")
+    )
 
 
 def _announce(running: Running) -> None:

@@ -59,13 +59,22 @@ class Running:
         for listener in self._listeners:
             listener.close()
         for server in self._servers:
-            for connection in server.connections:
-                connection.close()  # at once where idle, else after its answer
+            for handler in server.handlers:
+                handler.retire()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.gate.empty.wait()
+        await self.end()
+
+    async def end(self) -> None:
+        """End what is still running, and say so to its callers."""
+        self.gate.draining = True
         self._forward.shut(ProxyError(SHUTDOWN, "The proxy is shutting down."))
         await asyncio.sleep(0)  # the relays' tasks see that they have ended
+        for server in self._servers:
+            for handler in server.handlers:
+                handler.expel()
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -99,9 +108,9 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
                 bound.append(actual)
         yield running
     finally:
-        gate.draining = True
         for listener in running._listeners:
             listener.close()
+        await running.end()
         for server in running._servers:
             await server.shutdown(0.5)
         await transport.close()
