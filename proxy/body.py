@@ -48,7 +48,8 @@ _HEAD = msgspec.json.Decoder(_Head)
 _NAME = msgspec.json.Decoder(str)
 
 _OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
-_MODEL = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+')
+# A quote behind a backslash stands inside a string; every other place `_locate` can tell.
+_MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+')
 # Possessive, so that no input makes it backtrack.
 _KEY = re.compile(rb'[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\r\n]*+([,}])")

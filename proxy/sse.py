@@ -19,17 +19,19 @@ HELD_BYTES = 64 * 1024
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
 _TAIL = 3  # bytes that may hold the beginning of a blank line
 
-_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
+_DONE = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])data: ?\[DONE\]")
 _MARKERS = {
     Ending.CHAT: _DONE,
     Ending.DONE: _DONE,
-    Ending.MESSAGES: re.compile(rb"(?:^|[\r\n])event: ?message_stop[ \t]*(?:[\r\n]|$)"),
+    Ending.MESSAGES: re.compile(
+        rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?message_stop[ \t]*(?:[\r\n]|$)"
+    ),
     Ending.RESPONSES: re.compile(
-        rb"(?:^|[\r\n])event: ?response\.(?:completed|incomplete|failed)[ \t]*(?:[\r\n]|$)"
+        rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?response\.(?:completed|incomplete|failed)[ \t]*(?:[\r\n]|$)"
     ),
 }
 _FINISH = re.compile(rb'"finish_reason"[ \t]*:[ \t]*"')
-_DATA = re.compile(rb"(?:^|[\r\n])data: ?([^\r\n]*)")
+_DATA = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])data: ?([^\r\n]*)")
 
 
 class _Choice(msgspec.Struct):
@@ -52,12 +54,13 @@ class Tap:
     there was none yet.
     """
 
-    __slots__ = ("_ending", "_held", "_overflow", "between", "finished", "over")
+    __slots__ = ("_ending", "_held", "_size", "_tail", "between", "finished", "over")
 
     def __init__(self, ending: Ending) -> None:
         self._ending = ending
-        self._held = b""
-        self._overflow = b""
+        self._held: list[bytes] = []  # the beginning of the event that is arriving
+        self._size = 0
+        self._tail = b""  # its last bytes, which may begin a blank line
         self.between = True
         self.finished = False
         self.over = False
@@ -68,40 +71,40 @@ class Tap:
         return self._ending is not Ending.NONE
 
     def feed(self, data: bytes) -> None:
-        """Take note of *data*, the next piece of the body, which is never empty."""
-        if self._overflow:
-            data = self._skip(data)
-        held = self._held + data if self._held else data
-        if held.endswith(b"\n\n"):  # nearly always: whole events, written by themselves
-            complete, self._held = held, b""
-        else:
-            cut = 0
-            for blank in _BLANK.finditer(held):
-                cut = blank.end()
-            complete, self._held = held[:cut], held[cut:]
-        self.between = not self._held and not self._overflow
-        if complete and not self.over:
-            self._look(complete)
-        if len(self._held) > HELD_BYTES:
-            if not self.over:
-                self._look(self._held[:HELD_BYTES])
-            self._overflow = self._held[-_TAIL:]
-            self._held = b""
+        """Take note of *data*, the next piece of the body."""
+        if self.between:
+            if data.endswith(b"\n\n"):  # nearly always: whole events, written by themselves
+                self._look(data)
+                return
+            data = data.lstrip(b"\r\n")  # more empty lines end nothing
+            if not data:
+                return
+        end = 0
+        window = self._tail + data
+        for blank in _BLANK.finditer(window):
+            end = blank.end()
+        if end:
+            cut = end - len(self._tail)
+            self._look(b"".join([*self._held, data[:cut]]))
+            self._held, self._size, self._tail = [], 0, b""
+            data = data[cut:]
+            self.between = True
+            window = data = data.lstrip(b"\r\n")
+        if data:
+            self._hold(data, window)
 
-    def _skip(self, data: bytes) -> bytes:
-        """Pass over the rest of an event too long to hold; return what follows it in *data*."""
-        joined = self._overflow + data
-        blank = _BLANK.search(joined)
-        if blank is None:
-            self._overflow = joined[-_TAIL:]
-            return b""
-        self._overflow = b""
-        return joined[blank.end() :]
+    def _hold(self, data: bytes, window: bytes) -> None:
+        """Keep *data* of an event that is not complete, as far as there is room for it."""
+        self.between = False
+        self._tail = window[-_TAIL:]
+        if self._size < HELD_BYTES:
+            self._held.append(data[: HELD_BYTES - self._size])
+            self._size += len(data)
 
     def _look(self, events: bytes) -> None:
         """Look for the terminal marker in *events*."""
         ending = self._ending
-        if ending is Ending.NONE:
+        if ending is Ending.NONE or self.over:
             return
         self.over = _MARKERS[ending].search(events) is not None
         if self.over:
@@ -111,9 +114,9 @@ class Tap:
 
     def _look_for_reasons(self, events: bytes) -> None:
         """Take note of which choices finish and which go on: with several, one ends before another."""
-        for data in _DATA.finditer(events):
+        for event in _BLANK.split(events):
             try:
-                choices = _CHUNK.decode(data[1]).choices
+                choices = _CHUNK.decode(b"\n".join(_DATA.findall(event))).choices
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if choices:

@@ -382,7 +382,7 @@ class Connection(asyncio.Protocol):
 class Transport:
     """The pool: idle connections by origin, and how new ones are made.
 
-    *dials* maps the host of an upstream that has no address to what connects to it.
+    *dials* maps the scheme of an upstream that has no address to what connects to it.
     """
 
     def __init__(
@@ -495,7 +495,7 @@ class Transport:
             ) from None
 
     async def _socket(self, origin: Origin) -> socket.socket:
-        dial = self._dials.get(origin.host)
+        dial = self._dials.get(origin.scheme)
         if dial is not None:
             return await dial()
         host, port = origin.host, origin.port

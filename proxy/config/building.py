@@ -39,6 +39,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]*")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _FRAMING = {"host", "content-length", "transfer-encoding", "connection"}
+SANDBOX = "sandbox://sandbox/v1"
+"""What stands for an address where there is none; only the preset can say it."""
 DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
 
 
@@ -110,6 +112,8 @@ class Builder:
         self, name: str, table: UpstreamTable, preset: Preset | None, path: Path
     ) -> Upstream | None:
         base_url = table.base_url or (preset.base_url if preset else None)
+        if table.base_url == SANDBOX:
+            self._problem((*path, "base_url"), "must begin with http:// or https://")
         if base_url is None:
             valid = suggest(name, self._presets)
             self._problem(path, f'needs a `base_url`: no preset is called "{name}"{valid}')
@@ -157,7 +161,7 @@ class Builder:
             self._problem(path, "is not a URL")
             return None
         wrong = None
-        if parts.scheme not in ("http", "https"):
+        if parts.scheme not in ("http", "https") and url != SANDBOX:
             wrong = "must begin with http:// or https://"
         elif not host:
             wrong = "names no host"
@@ -264,7 +268,8 @@ class Builder:
         made: dict[str, Route | None] = {}
         for name in self._file.routes:
             self._route(name, made, ())
-        return [route for route in made.values() if route is not None]
+        in_order = (made[name] for name in self._file.routes)
+        return [route for route in in_order if route is not None]
 
     def _route(
         self, name: str, made: dict[str, Route | None], via: tuple[str, ...]
