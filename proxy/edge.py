@@ -188,10 +188,6 @@ class Request:
         """Return whether the client still waits for a word before it sends its body."""
         return self._expects and not self._payload.is_eof()
 
-    def fail(self, error: Exception) -> None:
-        """Make `read` raise *error*."""
-        self._payload.set_exception(error)
-
     def _continue(self) -> None:
         transport = self._protocol.transport
         if self._expects and transport is not None:
@@ -206,6 +202,7 @@ class Request:
             message = "The request's body did not arrive in time."
             raise ProxyError(REQUEST_TIMEOUT, message) from None
         except RequestPayloadError:
+            self._payload.feed_eof()  # nothing is left for aiohttp to pass over
             raise ProxyError(BAD_REQUEST, "The request's body is not valid HTTP.") from None
         except ConnectionError:
             raise asyncio.CancelledError from None  # which is on its way: the client is gone
@@ -227,7 +224,16 @@ class Request:
 class Handler(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_edge", "_head_bytes", "_head_timer", "_held", "_overrun", "flow")
+    __slots__ = (
+        "_edge",
+        "_head_bytes",
+        "_head_timer",
+        "_held",
+        "_incoming",
+        "_overrun",
+        "_surplus",
+        "flow",
+    )
 
     def __init__(self, manager: web.Server, edge: "Edge", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -246,6 +252,8 @@ class Handler(RequestHandler):
         self.flow: Flow | None = None
         self._held = bytearray()
         self._overrun = False
+        self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
+        self._surplus = False  # whether the packet with it held the beginning of another head
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -255,27 +263,53 @@ class Handler(RequestHandler):
         return not self._overrun and not self._edge.gate.draining
 
     def data_received(self, data: bytes) -> None:
-        """Parse *data*, unless it comes behind an exchange that is running: then keep it for later.
+        """Take *data* for what it is at this point: a body's, a head's, or too early.
 
         Reading goes on in any case, because a connection that is not read does not tell that the
-        client has left.
+        client has left. What comes behind an exchange that is running is kept for later, up to a
+        bound; beyond it nothing of this connection is a request any more.
         """
+        if self._overrun:
+            return
         request = cast(Request | None, self._current_request)
         if request is not None and request.complete():
             self._held += data
             if len(self._held) > PIPELINED_BYTES:
                 self._held.clear()
                 self._overrun = True
-            return
+        elif not self._incoming.is_eof():
+            self._take_body(data)
+        else:
+            self._take_head(data)
+
+    def _take_body(self, data: bytes) -> None:
+        incoming, known = self._incoming, len(self._messages)
         super().data_received(data)
-        if request is not None:
-            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-                request.fail(RequestPayloadError())
-        elif self._messages:
-            self._head_bytes = 0
-            self._stop_head_timer()
-        elif data:
-            self._await_head(len(data))
+        if len(self._messages) > known:
+            message, self._incoming = self._messages[-1]
+            if isinstance(message, _ErrInfo) and not incoming.is_eof():
+                # Else it would be waited for: by our `read`, or by aiohttp, which passes over the
+                # body of a request that is answered already, and logs any other exception.
+                reading = self._current_request is not None
+                incoming.set_exception(RequestPayloadError() if reading else TimeoutError())
+
+    def _take_head(self, data: bytes) -> None:
+        known = len(self._messages)
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if len(self._messages) == known:
+            if data:
+                self._await_head()
+            return
+        self._stop_head_timer()
+        message, payload = self._messages[known]
+        if isinstance(message, RawRequestMessage):
+            if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
+                self._messages.clear()
+                self._refuse_head(431)
+            self._surplus = _has_surplus(data, message, payload)
+        self._head_bytes = 0
+        self._incoming = self._messages[-1][1]
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -316,6 +350,8 @@ class Handler(RequestHandler):
         if cast(Request, request).complete():
             self.watch()
         result = await super()._handle_request(request, start_time, request_handler)
+        if self._overrun:
+            cast(Sent, result[0]).keep_alive = False
         if self._overrun and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last
             # bytes of our answer with it: say that we are done, and let the client close.
@@ -324,7 +360,9 @@ class Handler(RequestHandler):
             await asyncio.sleep(1.0)
         elif self._held:
             held, self._held = bytes(self._held), bytearray()
-            super().data_received(held)
+            self.data_received(held)
+        elif self._surplus and not self._messages:
+            self._await_head()
         return result
 
     def _make_error_handler(
@@ -346,8 +384,7 @@ class Handler(RequestHandler):
         """Say nothing: `Edge` has answered and logged whatever there was to say."""
         return cast(web.StreamResponse, Sent(keep_alive=False))
 
-    def _await_head(self, count: int) -> None:
-        self._head_bytes += count
+    def _await_head(self) -> None:
         if self._head_bytes > HEAD_BYTES:
             self._refuse_head(431)
         elif self._head_timer is None:
@@ -460,15 +497,21 @@ class Edge:
             name = host_name(host.decode("latin-1"))
         if name is None:
             raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
+        if tuple(message.version) not in ((1, 1), (1, 0)):
+            raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
         if message.upgrade or message.method == "CONNECT":
             raise ProxyError(BAD_REQUEST, "Upgrade and CONNECT are not supported.")
         if exchange.http10 and message.chunked:
             raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
+        coding = find(exchange.headers, b"transfer-encoding")
+        if coding is not None and coding.lower() != b"chunked":
+            raise ProxyError(BAD_REQUEST, "The only transfer coding is chunked.")
         if not exchange.path.startswith("/"):
             scheme, slashes, rest = exchange.path.partition("://")
             authority, slash, path = rest.partition("/")
-            ours = host is not None and authority.encode("utf-8", "surrogateescape") == host
-            if scheme not in ("http", "https") or not slashes or not ours:
+            authority = authority.lower()
+            ours = host is not None and authority == host.decode("latin-1").lower()
+            if scheme.lower() not in ("http", "https") or not slashes or not ours:
                 raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
             exchange.path = slash + path
         if is_unsafe(exchange.path) or "#" in message.path:
@@ -559,6 +602,21 @@ def respond(
     if request.transport is not None:
         request.transport.write(head if exchange.method == "HEAD" else head + body)
     return keep_alive
+
+
+def _size(message: RawRequestMessage) -> int:
+    """Return how long the head of *message* was, in bytes."""
+    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+    return len(message.path) + fields
+
+
+def _has_surplus(data: bytes, message: RawRequestMessage, payload: StreamReader) -> bool:
+    """Return whether more than *message* and its *payload* came in *data*, which it began."""
+    if message.chunked or not payload.is_eof():
+        return False
+    body = 0 if payload is EMPTY_PAYLOAD else payload.total_bytes
+    end = data.find(b"\r\n\r\n") + 4 + body
+    return len(data) > end and bool(data[end:].strip(b"\r\n"))
 
 
 def _too_large(limit: int) -> ProxyError:

@@ -29,7 +29,6 @@ from proxy.errors import (
     printable,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import find
 from proxy.keys import Key
 from proxy.outbound import Addressed, address, head, without_keys
 from proxy.relay import Downstream, Relay
@@ -287,10 +286,10 @@ def _token(value: bytes) -> bytes:
 
 
 def _refuse_encoded(exchange: Exchange) -> None:
-    coding = find(exchange.headers, b"content-encoding")
-    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
-        message = "Request bodies must not be compressed: send no Content-Encoding."
-        raise ProxyError(UNSUPPORTED_ENCODING, message)
+    for name, coding in exchange.headers:
+        if name.lower() == b"content-encoding" and coding.lower() not in (b"", b"identity"):
+            message = "Request bodies must not be compressed: send no Content-Encoding."
+            raise ProxyError(UNSUPPORTED_ENCODING, message)
 
 
 def _find(body: bytes) -> Found:

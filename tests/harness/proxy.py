@@ -114,7 +114,7 @@ async def process(
                     child.kill()
                     await child.wait()
         if check:
-            assert errors.read_text() == ""
+            assert errors.read_text() == "", errors.read_text()
             assert child.returncode == 0
 
 
