@@ -47,22 +47,18 @@ def head(
     length: int,
 ) -> bytes:
     """Write the head of the request: copy the *client*'s headers, strip, then sign."""
-    drop = {name.lower() for name, _ in upstream.headers}
     pairs = list(upstream.headers)
     if stream:
-        drop.add(_ACCEPT_ENCODING)
+        pairs = [pair for pair in pairs if pair[0].lower() != _ACCEPT_ENCODING]
         pairs.append(_IDENTITY)
     if to.credential is not None and not passthrough:
-        line = to.credential.line()
-        drop.add(line[0].lower())
-        pairs.append(line)
-    client = tuple(client)
-    kept = outbound(client, drop=frozenset(drop), passthrough=passthrough)
-    pairs += [
-        pair
-        for pair in upstream.defaults.get(dialect.name, ())
-        if find(kept, pair[0].lower()) is None
-    ]
+        pairs.append(to.credential.line())
+    drop = frozenset([name.lower() for name, _ in pairs])
+    kept = outbound(client, drop=drop, passthrough=passthrough)
+    for default in upstream.defaults.get(dialect.name, ()):
+        name = default[0].lower()
+        if name not in drop and find(kept, name) is None:
+            pairs.append(default)
     target = to.target
     origin = to.base.origin
     if origin.proxy is not None and origin.scheme == "http":

@@ -225,7 +225,8 @@ class Relay:
         if find(pairs, b"x-request-id") is None:
             pairs.append((b"x-request-id", identity))
         if self._tap is not None:
-            pairs.append((b"X-Accel-Buffering", b"no"))
+            if find(pairs, b"x-accel-buffering") is None:
+                pairs.append((b"X-Accel-Buffering", b"no"))
             if find(pairs, b"cache-control") is None:
                 pairs.append((b"Cache-Control", b"no-cache"))
         if length is None and status not in _BODILESS:

@@ -7,7 +7,7 @@ message quotes what a variable or a secret file holds.
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -62,18 +62,25 @@ def _validate(values: dict[str, Any], written: Mapping[str, Any]) -> tuple[File,
         try:
             return File.model_validate(values), problems
         except ValidationError as error:
+            places = []
             for details in error.errors(include_url=False):
-                problem = _problem(details, written)
-                problems.append(problem)
-                _remove(values, problem.path)
+                places.append(_standing(details["loc"], values))
+                problem = _problem(details, places[-1], written)
+                if not _follows(problem.path, [told.path for told in problems]):
+                    problems.append(problem)
+            for place in places:
+                _remove(values, place)
 
 
 def _remove(values: Any, path: Path) -> None:
+    """Leave what stands at *path* out of *values*; what it stands in was a table or a list."""
+    if _standing(path, values) != path:
+        return  # it went with another one
     for part in path[:-1]:
         values = values[part]
     if isinstance(values, dict):
-        values.pop(path[-1], None)
-    elif isinstance(values, list) and isinstance(path[-1], int):
+        del values[path[-1]]
+    else:  # the items behind it would move up, and must keep their numbers: they go too
         del values[path[-1] :]
 
 
@@ -87,14 +94,13 @@ def _follows(path: Path, told: list[Path]) -> bool:
     )
 
 
-def _problem(details: ErrorDetails, written: Mapping[str, Any]) -> Problem:
+def _problem(details: ErrorDetails, path: Path, written: Mapping[str, Any]) -> Problem:
     """Put what pydantic found into our words, without the value, which may be a secret."""
-    path: Path = tuple(part for part in details["loc"] if part != SHORT)
     kind = details["type"]
     if kind == "extra_forbidden":
         return Problem(path, _unknown(path))
     if kind == "missing":
-        return Problem(path, "is missing")
+        return Problem((*path, details["loc"][-1]), "is missing")
     if kind in ("dict_type", "model_type"):
         return Problem(path, "must be a table")
     if kind == "string_type":
@@ -106,6 +112,18 @@ def _problem(details: ErrorDetails, written: Mapping[str, Any]) -> Problem:
         message = message.replace("should", "must").replace("'", '"')
         return Problem(path, message + suggest(str(_written(written, path)), _options(details)))
     return Problem(path, message[0].lower() + message[1:])
+
+
+def _standing(place: tuple[str | int, ...], written: Any) -> Path:
+    """Return as much of *place* as stands in the file: pydantic adds parts for what it tried."""
+    path: list[str | int] = []
+    for part in place:
+        within = range(len(written)) if isinstance(written, list) else ()
+        if part not in (written if isinstance(written, Mapping) else within):
+            break
+        path.append(part)
+        written = written[part]
+    return tuple(path)
 
 
 def _options(details: ErrorDetails) -> list[str]:
@@ -129,13 +147,14 @@ def _unknown(path: Path) -> str:
 def _table_at(path: Path) -> type[Table]:
     """Return the model of the table that stands at *path*."""
     table: type[Table] = File
-    for part in path:
-        field = next((f for name, f in table.model_fields.items() if part in (name, f.alias)), None)
-        if field is None:  # a name or an index inside the table we are at
-            continue
-        models = [arg for arg in _unfold(field.annotation) if _is_table(arg)]
-        if models:
-            table = models[0]
+    parts = iter(path)
+    for part in parts:
+        fields = table.model_fields.items()
+        field = next(field for name, field in fields if part in (name, field.alias))
+        inside = _unfold(field.annotation)
+        table = next((kind for kind in inside if _is_table(kind)), table)
+        if any(get_origin(kind) in (dict, list) for kind in inside):
+            next(parts, None)  # the name or the index of one of several
     return table
 
 
