@@ -211,6 +211,8 @@ def _reason(status: int) -> str:
 
 def printable(text: str, limit: int = 128) -> str:
     """Make a stranger's *text* safe to show: one line, valid Unicode, at most *limit* characters."""
+    if len(text) <= limit and text.isprintable():
+        return text
     clean = text[: limit + 1].encode("utf-8", "backslashreplace").decode("utf-8")
     clean = "".join(
         ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in clean

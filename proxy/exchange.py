@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from proxy.credentials import Credential
 from proxy.dialects import Dialect
-from proxy.errors import Outcome
+from proxy.errors import Outcome, printable
 from proxy.headers import Pair
 from proxy.keys import Key
 from proxy.routes import Route, Upstream
@@ -111,9 +111,9 @@ class Exchange:
             "route": self.route.name if self.route else None,
             "upstream": self.upstream.name if self.upstream else None,
             "model": self.model,
-            "upstream_model": self.model_sent,
+            "upstream_model": None if self.model_sent is None else printable(self.model_sent),
             "method": self.method,
-            "path": self.path,
+            "path": printable(self.path, 1024),
             "status": self.status,
             "stream": self.stream,
             "outcome": self.outcome,

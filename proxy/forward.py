@@ -111,23 +111,23 @@ class Forward:
         if surface.auth != "keys":
             return None
         keys = self._snapshot.keys
-        presented = False
+        refusal: str | None = None
         for name, value in exchange.headers:
             name = name.lower()
             if name not in surface.accept:
                 continue
-            presented = True
             key = keys.find(_token(value) if name == b"authorization" else value)
             if key is None:
-                continue
-            if key.expired(datetime.now(UTC)):
-                raise ProxyError(INVALID_KEY, f'The key "{key.name}" has expired.')
-            exchange.query = without_keys(exchange.query, keys)
-            return key
-        if presented:
-            raise ProxyError(INVALID_KEY, "The API key is not valid.")
-        wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
-        raise ProxyError(INVALID_KEY, f"No API key was given. Send one as {wanted}.")
+                refusal = refusal or "The API key is not valid."
+            elif key.expired(datetime.now(UTC)):
+                refusal = f'The key "{key.name}" has expired.'
+            else:
+                exchange.query = without_keys(exchange.query, keys)
+                return key
+        if refusal is None:
+            wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
+            refusal = f"No API key was given. Send one as {wanted}."
+        raise ProxyError(INVALID_KEY, refusal)
 
     # Match
 

@@ -75,11 +75,11 @@ def head(
 
 def without_keys(query: str, keys: KeyRing) -> str:
     """Return *query* less the `key` parameters that hold a key of ours, untouched otherwise."""
-    if "key=" not in query:
+    if not query:
         return query
-    kept = [
-        part
-        for part in query.split("&")
-        if not (part.startswith("key=") and keys.find(unquote_to_bytes(part[4:])) is not None)
-    ]
-    return "&".join(kept)
+    return "&".join(part for part in query.split("&") if not _is_key(part, keys))
+
+
+def _is_key(parameter: str, keys: KeyRing) -> bool:
+    name, _, value = parameter.partition("=")
+    return unquote_to_bytes(name) == b"key" and keys.find(unquote_to_bytes(value)) is not None

@@ -8,6 +8,7 @@ is ever noticed by a request.
 import asyncio
 import os
 import queue
+import select
 import threading
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
@@ -47,15 +48,16 @@ class LineWriter:
         """Return how many lines were lost."""
         return self._refused + self._lost
 
-    def write(self, line: bytes) -> None:
-        """Take one *line*, with its line end, to be written soon."""
+    def write(self, line: bytes) -> bool:
+        """Take one *line*, with its line end, to be written soon; return whether there was room."""
         if self._taken - self._written >= QUEUE_LINES:
             self._refused += 1
-            return
+            return False
         self._taken += 1
         self._gathered.append(line)
         if self._flusher is None:
             self._flusher = self._loop.call_later(GATHER_SECONDS, self._flush)
+        return True
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is left, for at most *seconds*: nobody may be reading any more."""
@@ -73,13 +75,20 @@ class LineWriter:
 
     def _run(self) -> None:
         while (lines := self._queue.get()) is not None:
-            data = memoryview(b"".join(lines))
             try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
+                self._write_all(memoryview(b"".join(lines)))
             except OSError:
                 self._lost += len(lines)
             self._written += len(lines)
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # somebody else has made it so: a terminal, a parent process
+                ready = select.poll()
+                ready.register(self._fd, select.POLLOUT)
+                ready.poll()
 
 
 class Log:
@@ -104,9 +113,9 @@ class Log:
         event = {"ts": _now(), "level": level, "event": "exchange", **record}
         lost = self._writer.dropped - self._reported
         if lost:
-            self._reported += lost
             event["log_lines_dropped"] = lost
-        self._writer.write(self._render(event))
+        if self._writer.write(self._render(event)):
+            self._reported += lost
 
     def _finish(self, logger: LineWriter, method: str, event: Event) -> Any:
         """Be structlog's last processor: write the line, and leave nothing to be called."""

@@ -30,7 +30,10 @@ def load(file: FilePath, environ: Mapping[str, str], *, listen: str | None = Non
     if listen is not None:
         _listen_on(written, listen)
     filler = Filler(environ)
-    values = filler.fill(written)
+    try:
+        values = filler.fill(written)
+    except RecursionError:
+        raise ConfigError(str(file), [Problem((), "is nested too deeply")]) from None
     problems = list(filler.problems)
     tables, found = _validate(values, written)
     problems += found

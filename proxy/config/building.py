@@ -6,9 +6,11 @@ Every problem is collected, none stops the next one from being found.
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +18,7 @@ from proxy import dialects
 from proxy.config import presets as preset_file
 from proxy.config.presets import Preset
 from proxy.config.problems import Path, Problem, dotted, suggest
-from proxy.config.reading import Filler, source_of
+from proxy.config.reading import Filler, Unset, source_of
 from proxy.config.snapshot import TIMEOUT_NAMES, Settings, Snapshot
 from proxy.config.tables import (
     CredentialTable,
@@ -33,10 +35,11 @@ from proxy.keys import Key, KeyRing
 from proxy.patterns import Pattern
 from proxy.routes import Base, Origin, Route, Timeouts, Upstream
 from proxy.routes import RouteTable as Routes
-from proxy.surfaces import Address, Surface
+from proxy.surfaces import Address, Surface, is_unsafe
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]*")
+_ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _FRAMING = {"host", "content-length", "transfer-encoding", "connection"}
 SANDBOX = "sandbox://sandbox/v1"
@@ -111,8 +114,10 @@ class Builder:
     def _make(
         self, name: str, table: UpstreamTable, preset: Preset | None, path: Path
     ) -> Upstream | None:
-        base_url = table.base_url or (preset.base_url if preset else None)
-        if table.base_url == SANDBOX:
+        base_url = table.base_url
+        if base_url is None and preset is not None:
+            base_url = preset.base_url
+        elif base_url == SANDBOX:
             self._problem((*path, "base_url"), "must begin with http:// or https://")
         if base_url is None:
             valid = suggest(name, self._presets)
@@ -121,6 +126,11 @@ class Builder:
         where = (*path, "base_url")
         base = self._base(base_url, table, where)
         paths = {**(preset.paths if preset else {}), **table.paths}
+        for prefix in table.paths:
+            below = [e for e in dialects.ENDPOINTS if e == prefix or e.startswith(prefix + "/")]
+            if not below:
+                hint = suggest(prefix, dialects.ENDPOINTS)
+                self._problem((*path, "paths", prefix), f"no endpoint's path begins so{hint}")
         further = {
             prefix: self._base(url, table, (*path, "paths", prefix))
             for prefix, url in paths.items()
@@ -130,6 +140,7 @@ class Builder:
         if table.ca is not None:
             self._ca(table.ca, (*path, "ca"))
         credential, forms, missing = self._credential(table.credential, preset, path)
+        headers = self._headers(table.headers, (*path, "headers"))
         if base is None or None in further.values():
             return None
         return Upstream(
@@ -137,7 +148,7 @@ class Builder:
             base=base,
             credential=credential,
             forms=forms,
-            headers=self._headers(table.headers, (*path, "headers")),
+            headers=headers,
             defaults=_defaults(preset),
             paths=tuple(
                 sorted(
@@ -153,17 +164,14 @@ class Builder:
 
     def _base(self, url: str, table: UpstreamTable, path: Path) -> Base | None:
         """Return the base that *url* names: scheme, host, perhaps a port and a path, no more."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-            host = (parts.hostname or "").encode("idna").decode("ascii")
-        except (ValueError, UnicodeError):
+        parts = _split(url)
+        if parts is None:
             self._problem(path, "is not a URL")
             return None
         wrong = None
         if parts.scheme not in ("http", "https") and url != SANDBOX:
             wrong = "must begin with http:// or https://"
-        elif not host:
+        elif not parts.host:
             wrong = "names no host"
         elif "@" in parts.netloc:
             wrong = "must not hold a user or password; use `credential`"
@@ -180,16 +188,12 @@ class Builder:
             self._problem(path, wrong)
             return None
         usual = 443 if parts.scheme == "https" else 80
-        origin = Origin(parts.scheme, host, port or usual, table.proxy, table.ca)
+        origin = Origin(parts.scheme, parts.host, parts.port or usual, table.proxy, table.ca)
         return Base(origin, parts.path.rstrip("/"))
 
     def _proxy(self, url: str, path: Path) -> None:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme == "http" and parts.hostname and (parts.port or 80)
-        except ValueError:
-            usable = False
-        if not usable:
+        parts = _split(url)
+        if parts is None or parts.scheme != "http" or not parts.host or parts.path not in ("", "/"):
             self._problem(path, 'must be a URL such as "http://egress.example:3128"')
 
     def _ca(self, file: str, path: Path) -> None:
@@ -214,13 +218,14 @@ class Builder:
         elif preset is None or not preset.env:
             return None, {}, None
         else:
-            for variable in preset.env:
-                value = self._filler.variable(variable)
-                if value:
-                    secret = self._checked(Secret(value, variable), here)
-                    break
-            else:
+            try:
+                found = self._first_set(preset)
+            except Unset as unset:
+                self._problem(here, str(unset))
+                return None, {}, None
+            if found is None:
                 return None, {}, preset.env[0]
+            secret = self._checked(found, here)
         form = preset.form if preset else "bearer"
         forms = preset.forms if preset else {}
         return (
@@ -228,6 +233,13 @@ class Builder:
             {dialect: present(other, secret) for dialect, other in forms.items()},
             None,
         )
+
+    def _first_set(self, preset: Preset) -> Secret | None:
+        for variable in preset.env:
+            value = self._filler.variable(variable)
+            if value:
+                return Secret(value, variable)
+        return None
 
     def _secret(self, text: str, path: Path) -> Secret:
         return self._checked(Secret(text, source_of(self._at(path), dotted(path))), path)
@@ -255,73 +267,85 @@ class Builder:
 
     def _find_variables(self) -> None:
         for name, preset in self._presets.items():
-            for variable in preset.env:
-                if self._filler.variable(variable):
-                    self._found[name] = variable
-                    break
+            with suppress(Unset):  # it matters, and is told, where a route leads there
+                found = self._first_set(preset)
+                if found is not None:
+                    self._found[name] = found.source
 
     # Routes
 
     def _routes(self) -> list[Route]:
-        if not self._file.routes:
+        if not self._written.get("routes"):
             self._problem(("routes",), "there is none: no model string leads anywhere")
         made: dict[str, Route | None] = {}
         for name in self._file.routes:
-            self._route(name, made, ())
+            self._follow(name, made)
         in_order = (made[name] for name in self._file.routes)
         return [route for route in in_order if route is not None]
 
-    def _route(
-        self, name: str, made: dict[str, Route | None], via: tuple[str, ...]
-    ) -> Route | None:
-        if name in made:
-            return made[name]
-        path: Path = ("routes", name)
-        if name in via:
-            circle = " → ".join([*via[via.index(name) :], name])
-            self._problem(path, f"leads back to itself: {circle}")
-            made[name] = None
-            return None
-        if not name or "*" in name[:-1] or not name.isprintable():
-            self._problem(path, "a route's name is a model string; a `*` may only end it")
-        table = self._file.routes[name]
-        if table.short is not None:
-            route = self._short(name, table.short, made, via)
-        else:
-            route = self._long(name, table, path)
-        made.setdefault(name, route)
-        return made[name]
+    def _follow(self, name: str, made: dict[str, Route | None]) -> None:
+        """Make the route *name*, and before it those that it is an alias through."""
+        chain: list[str] = []
+        while name not in made:
+            if name in chain:
+                circle = " → ".join([*chain[chain.index(name) :], name])
+                self._problem(("routes", name), f"leads back to itself: {circle}")
+                made.update(dict.fromkeys(chain))
+                return
+            chain.append(name)
+            to = self._file.routes[name].short
+            if to is None or to not in self._file.routes or (to == name and "/" in to):
+                made[name] = self._direct(name)
+            else:
+                name = to
+        for alias in reversed(chain):
+            if alias not in made:
+                made[alias] = self._alias(alias, made)
 
-    def _short(
-        self, name: str, to: str, made: dict[str, Route | None], via: tuple[str, ...]
-    ) -> Route | None:
-        """Make the route *name* that is written as a string: a route's name, else `upstream/model`."""
+    def _direct(self, name: str) -> Route | None:
+        """Make a route that leads to an upstream itself."""
         path: Path = ("routes", name)
-        pattern = Pattern.parse(name)
-        if to in self._file.routes and to != name:
-            target = self._route(to, made, (*via, name))
-            if target is None:
-                return None
-            if target.pattern.prefix:
-                self._problem(path, f'"{to}" is a pattern; name a model that it matches')
-                return None
-            model = target.model_sent(to)
-            route = replace(
-                target, name=name, pattern=pattern, model=model, via=(to, *target.via), listed=()
-            )
-            self._origins[name] = self._origins[to]
-            return route
+        self._check_pattern(name, path)
+        table = self._file.routes[name]
+        if table.short is None:
+            return self._long(name, table, path)
+        return self._short(name, table.short, path)
+
+    def _alias(self, name: str, made: Mapping[str, Route | None]) -> Route | None:
+        """Make a route that is another one's second name."""
+        path: Path = ("routes", name)
+        self._check_pattern(name, path)
+        to = self._file.routes[name].short or ""
+        target = made[to]
+        if target is None:
+            return None
+        if target.pattern.prefix:
+            self._problem(path, f'"{to}" is a pattern; name a model that it matches')
+            return None
+        self._origins[name] = self._origins[to]
+        return replace(
+            target,
+            name=name,
+            pattern=Pattern.parse(name),
+            model=target.model_sent(to),
+            via=(to, *target.via),
+            listed=(),
+        )
+
+    def _short(self, name: str, to: str, path: Path) -> Route | None:
+        """Make the route *name* that is written as `upstream/model`."""
         upstream_name, slash, model = to.partition("/")
-        upstream = self._upstream(upstream_name) if slash else None
-        if upstream is None or not model:
-            if upstream_name in self._file.upstreams and model:
-                return None  # its own problem is told already
-            known = [*self._file.routes, *(f"{u}/{model}" for u in self._known_upstreams())]
-            hint = suggest(to, known)
+        upstream = self._upstream(upstream_name) if slash and model else None
+        if upstream is not None:
+            return self._finish(name, path, upstream, model, RouteTable())
+        if not (model and self._is_told("upstreams", upstream_name)) and not self._is_told(
+            "routes", to
+        ):
+            known = [f"{upstream}/{model}" for upstream in self._known_upstreams()]
+            hint = self._hint(path, to, known if slash else [*self._file.routes][:200])
             shown = self._quoted(path)
             self._problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
-            return None
-        return self._finish(name, path, upstream, model, RouteTable())
+        return None
 
     def _long(self, name: str, table: RouteTable, path: Path) -> Route | None:
         """Make the route *name* that is written as a table."""
@@ -346,10 +370,10 @@ class Builder:
                 where = dotted(("upstreams", table.upstream))
                 self._problem((*path, field), f"belongs to the upstream: set it in [{where}]")
             upstream = self._upstream(table.upstream)
-            if upstream is None and table.upstream not in self._file.upstreams:
-                hint = suggest(table.upstream, self._known_upstreams())
-                shown = self._quoted((*path, "upstream"))
-                self._problem((*path, "upstream"), f"there is no upstream {shown}{hint}")
+            if upstream is None and not self._is_told("upstreams", table.upstream):
+                here = (*path, "upstream")
+                hint = self._hint(here, table.upstream, self._known_upstreams())
+                self._problem(here, f"there is no upstream {self._quoted(here)}{hint}")
         if upstream is None:
             return None
         return self._finish(name, path, upstream, table.model, table)
@@ -358,23 +382,37 @@ class Builder:
         self, name: str, path: Path, upstream: Upstream, model: str | None, table: RouteTable
     ) -> Route:
         pattern = Pattern.parse(name)
-        if model is not None and "*" in model and not pattern.prefix:
-            self._problem(path, "`*` in a model stands for what the route's own `*` matched")
+        where = (*path, "model") if table.model is not None else path
+        if model is not None and model.count("*") > pattern.prefix:
+            self._problem(
+                where, "`*` in a model stands, once, for what the route's own `*` matched"
+            )
         if model == "":
-            self._problem((*path, "model"), "must not be empty")
-        for index, listed in enumerate(table.list_):
-            if not pattern.matches(listed):
-                self._problem((*path, "list", index), f'"{pattern}" does not match this name')
+            self._problem(where, "must not be empty")
+        listed = []
+        for index, shown in enumerate(table.list_):
+            if "*" in shown or not shown or (not pattern.prefix and shown != name):
+                self._problem((*path, "list", index), "must be a name that the route's `*` matches")
+            listed.append(shown if pattern.matches(shown) else pattern.literal + shown)
         own = self._file.upstreams.get(upstream.name)
         layers: list[tuple[str, TimeoutTable]] = [("defaults", self._file.defaults.timeout)]
         if own is not None and table.base_url is None:
             layers.append((dotted(("upstreams", upstream.name)), own.timeout))
         layers.append((dotted(path), table.timeout))
         timeouts, self._origins[name] = _timeouts(layers)
-        return Route(name, pattern, upstream, model, timeouts, tuple(table.list_))
+        return Route(name, pattern, upstream, model, timeouts, tuple(listed))
 
     def _known_upstreams(self) -> list[str]:
         return [*self._file.upstreams, *self._presets]
+
+    def _check_pattern(self, name: str, path: Path) -> None:
+        if not name or "*" in name[:-1] or not name.isprintable():
+            self._problem(path, "must be a model string; a `*` may only end it")
+
+    def _patterns(self, texts: Iterable[str], path: Path) -> tuple[Pattern, ...]:
+        for index, text in enumerate(texts):
+            self._check_pattern(text, (*path, index))
+        return tuple(map(Pattern.parse, texts))
 
     # Keys
 
@@ -388,7 +426,7 @@ class Builder:
                 self._problem(("keys", name), f'is the same key as "{keys[digest].name}"')
             models = None
             if table.models is not None:
-                models = tuple(Pattern.parse(text) for text in table.models)
+                models = self._patterns(table.models, ("keys", name, "models"))
             keys[digest] = Key(name, digest, models, table.expires)
         return KeyRing(tuple(keys.values()))
 
@@ -432,18 +470,21 @@ class Builder:
     def _surface(self, table: SurfaceTable, keyed: bool, path: Path) -> Surface:
         listen = tuple(self._addresses(table.listen, (*path, "listen")))
         auth = table.auth or ("keys" if keyed else "none")
-        exposed = [str(address) for address in listen if not address.loopback]
+        exposed = not all(address.loopback for address in listen)
         if auth == "none" and exposed and not table.open:
             self._problem(
                 path,
-                f"whoever reaches {exposed[0]} could spend your money: add [keys], listen on "
+                "whoever reaches this address could spend your money: add [keys], listen on "
                 "127.0.0.1, or say `open = true`",
             )
+        for field in ("listen", "base_paths", "accept", "endpoints"):
+            if getattr(table, field) == []:
+                self._problem((*path, field), "must not be empty")
         if auth == "keys" and not keyed:
             self._problem((*path, "auth"), "is `keys`, and there are no [keys]")
         bases = table.base_paths
         for index, base in enumerate(bases or ()):
-            if base and not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", base):
+            if base and (not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", base) or is_unsafe(base)):
                 self._problem((*path, "base_paths", index), 'must be such as "/v1", or ""')
         endpoints: frozenset[str] | None = None
         if table.endpoints != "all":
@@ -457,7 +498,9 @@ class Builder:
             listen=listen,
             base_paths=tuple(sorted(bases, key=len, reverse=True)) if bases else DEFAULT_BASE_PATHS,
             auth=auth,
-            routes=tuple(map(Pattern.parse, table.routes)) if table.routes is not None else None,
+            routes=None
+            if table.routes is None
+            else self._patterns(table.routes, (*path, "routes")),
             models=table.models,
             endpoints=endpoints,
             hosts=frozenset(host.lower() for host in table.hosts),
@@ -468,16 +511,13 @@ class Builder:
 
     def _addresses(self, texts: Iterable[str], path: Path) -> Iterable[Address]:
         for text in texts:
-            if text.startswith("unix:"):
-                if len(text) > len("unix:"):
-                    yield Address(path=text.removeprefix("unix:"))
-                    continue
-            else:
-                host, colon, port = text.rpartition(":")
-                host = host.removeprefix("[").removesuffix("]")
-                if colon and host and port.isdigit() and 0 <= int(port) <= 65535:
-                    yield Address(host, int(port))
-                    continue
+            if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
+                yield Address(path=text.removeprefix("unix:"))
+                continue
+            match = _ADDRESS.fullmatch(text)
+            if match is not None and int(match[3]) <= 65535:
+                yield Address(match[1] or match[2], int(match[3]))
+                continue
             self._problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
 
     # Problems
@@ -495,8 +535,42 @@ class Builder:
                 return None
         return value
 
+    def _is_told(self, table: str, name: str) -> bool:
+        """Return whether *name* is in *table* of the file, so that its own problem is told there."""
+        tables = self._written.get(table)
+        return isinstance(tables, Mapping) and name in tables
+
+    def _hint(self, path: Path, name: str, valid: Iterable[str]) -> str:
+        """Suggest one of *valid* for what stands at *path*, unless that came from a variable."""
+        return suggest(name, valid) if self._at(path) == name else ""
+
     def _quoted(self, path: Path) -> str:
         return f'"{self._at(path)}"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Url:
+    scheme: str
+    netloc: str
+    host: str
+    port: int | None
+    path: str
+
+
+def _split(url: str) -> _Url | None:
+    """Return the parts of *url*, None if it is none. What `urlsplit` lets pass is looked at here."""
+    if not url.isprintable() or any(character in ' <>"{}|^`\\' for character in url):
+        return None
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode("ascii"), parts.port
+        if ":" in host:
+            ip_address(host)
+    except (ValueError, UnicodeError):
+        return None
+    if port == 0 or not re.fullmatch(r"[A-Za-z0-9._:-]*", host):
+        return None
+    return _Url(parts.scheme, parts.netloc, host, port, parts.path)
 
 
 def _defaults(preset: Preset | None) -> dict[str, tuple[Pair, ...]]:

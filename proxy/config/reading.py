@@ -32,7 +32,9 @@ def read(file: FilePath) -> tuple[dict[str, Any], bytes]:
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text (byte {error.start})"
         raise ConfigError(str(file), [Problem((), message)]) from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(str(file), [Problem((), "is nested too deeply")]) from None
+    except ValueError as error:  # tomllib.TOMLDecodeError, and what its parts raise
         raise ConfigError(str(file), [Problem((), f"is not TOML: {error}")]) from None
 
 
@@ -61,12 +63,17 @@ class Filler:
             return value
 
     def variable(self, name: str) -> str | None:
-        """Return the value of the variable *name*, or of the file that `NAME_FILE` points to."""
+        """Return the value of the variable *name*, or of the file that `NAME_FILE` names.
+
+        Raises `Unset` where there is one that cannot be read.
+        """
         value = self._environ.get(name)
         if value:
+            if not _is_text(value):
+                raise Unset(f"the environment variable {name} is not UTF-8 text")
             return value
         pointer = self._environ.get(name + "_FILE")
-        return _read_secret(pointer, f"{name}_FILE points to") if pointer else None
+        return _read_secret(pointer, f"the file that {name}_FILE names") if pointer else None
 
     def _reference(self, match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -74,7 +81,7 @@ class Filler:
         if match[1] is None:
             raise Unset("has a `${` without its `}`; write `$$` for a plain dollar sign")
         if match[1].startswith("file:"):
-            return _read_secret(match[1][5:], "names the file")
+            return _read_secret(match[1][5:], f"the file {match[1][5:]}")
         parsed = _VARIABLE.fullmatch(match[1])
         if parsed is None:
             raise Unset(
@@ -98,11 +105,24 @@ def source_of(written: object, path: str) -> str:
     return path
 
 
-def _read_secret(path: str, how: str) -> str:
+def _read_secret(path: str, what: str) -> str:
+    """Return what the file at *path* holds; *what* is how a message calls it, perhaps not its path:
+    who puts a secret where a path belongs must not read it there.
+    """
     try:
         return FilePath(path).read_text("utf-8").rstrip("\r\n")
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise Unset(f"{how} {path}, which cannot be read: {reason}") from None
+        raise Unset(f"{what} cannot be read: {reason}") from None
     except UnicodeDecodeError:
-        raise Unset(f"{how} {path}, which is not UTF-8 text") from None
+        raise Unset(f"{what} is not UTF-8 text") from None
+    except ValueError:
+        raise Unset(f"{what} cannot be read: its name is not a path") from None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -124,7 +124,16 @@ class LogTable(Table):
 def _routes(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {name: {SHORT: to} if isinstance(to, str) else to for name, to in value.items()}
+    return {
+        name: {SHORT: to} if isinstance(to, str) else _unforged(to) for name, to in value.items()
+    }
+
+
+def _unforged(table: Any) -> Any:
+    """Make a `SHORT` that somebody did write an unknown key like any other."""
+    if not isinstance(table, dict) or SHORT not in table:
+        return table
+    return {SHORT + name if name == SHORT else name: item for name, item in table.items()}
 
 
 def _keys(value: Any) -> Any:

@@ -35,12 +35,12 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
         return respond(exchange, request, orjson.dumps(_entry(model, route)))
 
     def _list(key: Key | None) -> dict[str, Any]:
-        entries = [
-            _entry(name, route)
-            for route in snapshot.routes.routes
-            for name in snapshot.routes.names(route)
-            if _visible(name, key)
-        ]
+        # A name may stand in a pattern's list and be a route of its own: what it leads to counts.
+        names = dict.fromkeys(
+            name for route in snapshot.routes.routes for name in snapshot.routes.names(route)
+        )
+        routes = ((name, snapshot.routes.match(name)) for name in names if _visible(name, key))
+        entries = [_entry(name, route) for name, route in routes if route is not None]
         return {
             "object": "list",
             "data": entries,
