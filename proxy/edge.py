@@ -53,6 +53,7 @@ LINGER_SECONDS = 5.0
 READ_BYTES = 64 * 1024
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +226,15 @@ class Handler(RequestHandler):
     """One client's connection."""
 
     __slots__ = (
+        "_chunked",
+        "_deaf",
         "_edge",
         "_head_bytes",
         "_head_timer",
         "_held",
         "_incoming",
-        "_overrun",
         "_surplus",
+        "_tail",
         "flow",
     )
 
@@ -251,7 +254,9 @@ class Handler(RequestHandler):
         self._edge = edge
         self.flow: Flow | None = None
         self._held = bytearray()
-        self._overrun = False
+        self._deaf = False  # nothing more of this connection is a request
+        self._chunked = False
+        self._tail = b""
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
         self._surplus = False  # whether the packet with it held the beginning of another head
         self._head_bytes = 0
@@ -260,7 +265,7 @@ class Handler(RequestHandler):
     @property
     def reusable(self) -> bool:
         """Return whether another request may follow on this connection."""
-        return not self._overrun and not self._edge.gate.draining
+        return not self._deaf and not self._edge.gate.draining
 
     def data_received(self, data: bytes) -> None:
         """Take *data* for what it is at this point: a body's, a head's, or too early.
@@ -269,14 +274,14 @@ class Handler(RequestHandler):
         client has left. What comes behind an exchange that is running is kept for later, up to a
         bound; beyond it nothing of this connection is a request any more.
         """
-        if self._overrun:
+        if self._deaf:
             return
         request = cast(Request | None, self._current_request)
         if request is not None and request.complete():
             self._held += data
             if len(self._held) > PIPELINED_BYTES:
                 self._held.clear()
-                self._overrun = True
+                self._deaf = True
         elif not self._incoming.is_eof():
             self._take_body(data)
         else:
@@ -285,6 +290,7 @@ class Handler(RequestHandler):
     def _take_body(self, data: bytes) -> None:
         incoming, known = self._incoming, len(self._messages)
         super().data_received(data)
+        self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
         if len(self._messages) > known:
             message, self._incoming = self._messages[-1]
             if isinstance(message, _ErrInfo) and not incoming.is_eof():
@@ -292,6 +298,10 @@ class Handler(RequestHandler):
                 # body of a request that is answered already, and logs any other exception.
                 reading = self._current_request is not None
                 incoming.set_exception(RequestPayloadError() if reading else TimeoutError())
+        if incoming.is_eof():
+            self._end_body(data)
+            if self._surplus and self._current_request is None and not self._messages:
+                self._await_head()
 
     def _take_head(self, data: bytes) -> None:
         known = len(self._messages)
@@ -302,14 +312,27 @@ class Handler(RequestHandler):
                 self._await_head()
             return
         self._stop_head_timer()
-        message, payload = self._messages[known]
-        if isinstance(message, RawRequestMessage):
-            if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
-                self._messages.clear()
-                self._refuse_head(431)
-            self._surplus = _has_surplus(data, message, payload)
+        self._tail = data[-len(_LAST_CHUNK) :]
+        self._chunked = False
+        for message, _ in tuple(self._messages)[known:]:
+            if isinstance(message, RawRequestMessage):
+                self._chunked = self._chunked or bool(message.chunked)
+                if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
+                    self._messages.clear()
+                    self._refuse_head(431)
+                    break
         self._head_bytes = 0
         self._incoming = self._messages[-1][1]
+        if self._incoming.is_eof():
+            self._end_body(data)
+
+    def _end_body(self, data: bytes) -> None:
+        """Note what came behind the body that *data* has completed."""
+        self._surplus = _has_surplus(data, self._incoming)
+        if self._chunked and self._tail != _LAST_CHUNK:
+            # Trailers, or more behind the last chunk. aiohttp's parser makes the last trailer of a
+            # request a header of the next one on the connection: there must be no next one.
+            self._deaf = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -333,7 +356,9 @@ class Handler(RequestHandler):
     def retire(self) -> None:
         """Take no further request: close at once where none is running, else after its answer."""
         request = cast(Request | None, self._current_request)
-        if request is None or request.complete():
+        if request is None and not self._messages:
+            self.force_close()
+        elif request is None or request.complete():
             self.close()  # not while a body comes in: aiohttp would drop the rest of it
 
     def expel(self) -> None:
@@ -350,9 +375,9 @@ class Handler(RequestHandler):
         if cast(Request, request).complete():
             self.watch()
         result = await super()._handle_request(request, start_time, request_handler)
-        if self._overrun:
+        if self._deaf:
             cast(Sent, result[0]).keep_alive = False
-        if self._overrun and self.transport is not None:
+        if self._deaf and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last
             # bytes of our answer with it: say that we are done, and let the client close.
             if self.transport.can_write_eof():
@@ -466,6 +491,9 @@ class Edge:
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
         self._check_form(exchange, request)
+        expect = None if exchange.http10 else find(exchange.headers, b"expect")
+        if expect is not None:
+            request.expect_continue()
         found = self._find(exchange.path)
         if found is None:
             raise ProxyError(NOT_FOUND, "There is nothing at this path.")
@@ -480,11 +508,8 @@ class Edge:
             allowed = ", ".join(endpoint.methods)
             message = f"This path takes {allowed}."
             raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
-        expect = find(exchange.headers, b"expect")
-        if expect is not None and not exchange.http10:
-            if expect.lower() != b"100-continue":
-                raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
-            request.expect_continue()
+        if expect is not None and expect.lower() != b"100-continue":
+            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         return endpoint
 
     def _check_form(self, exchange: Exchange, request: Request) -> None:
@@ -511,6 +536,7 @@ class Edge:
             authority, slash, path = rest.partition("/")
             authority = authority.lower()
             ours = host is not None and authority == host.decode("latin-1").lower()
+            exchange.path = ""  # it may hold a password, and goes into the log
             if scheme.lower() not in ("http", "https") or not slashes or not ours:
                 raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
             exchange.path = slash + path
@@ -589,7 +615,7 @@ def respond(
     exchange: Exchange, request: Request, body: bytes, content_type: str = "application/json"
 ) -> bool:
     """Write an answer of our own, 200; return whether the connection may be used again."""
-    keep_alive = request.keep_alive
+    keep_alive = request.keep_alive and not request.waiting
     exchange.status = 200
     exchange.outcome = "ok"
     exchange.bytes_out = len(body)
@@ -610,13 +636,13 @@ def _size(message: RawRequestMessage) -> int:
     return len(message.path) + fields
 
 
-def _has_surplus(data: bytes, message: RawRequestMessage, payload: StreamReader) -> bool:
-    """Return whether more than *message* and its *payload* came in *data*, which it began."""
-    if message.chunked or not payload.is_eof():
+def _has_surplus(data: bytes, payload: StreamReader) -> bool:
+    """Return whether *data*, with which *payload* became complete, goes on behind it."""
+    if data.endswith(b"\r\n\r\n"):  # a head without a body, or a last chunk
         return False
-    body = 0 if payload is EMPTY_PAYLOAD else payload.total_bytes
-    end = data.find(b"\r\n\r\n") + 4 + body
-    return len(data) > end and bool(data[end:].strip(b"\r\n"))
+    rest = data.rstrip(b"\r\n")
+    pieces = () if payload is EMPTY_PAYLOAD else payload._buffer
+    return bool(rest) and not (pieces and rest.endswith(pieces[-1].rstrip(b"\r\n")))
 
 
 def _too_large(limit: int) -> ProxyError:

@@ -37,28 +37,37 @@ def explain(snapshot: Snapshot, surface: Surface, model: str, path: str) -> Expl
         return Explanation(tuple(lines), works=False)
     lines += _route(snapshot, route, model)
     upstream = route.upstream
+    passthrough = surface.auth == "passthrough"
+    if passthrough and not upstream.passthrough:
+        why = f"{upstream.name} does not say `passthrough = true`"
+        lines.append(("upstream", f"403 model_not_allowed: {why}"))
+        return Explanation(tuple(lines), works=False)
     to = address(upstream, dialect, suffix, "")
     lines.append(("upstream", upstream.name))
     lines.append(("url", f"POST {to.base.url(suffix)}"))
     if to.base.origin.proxy is not None:
         lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
     lines.append(("upstream model", route.model_sent(model)))
-    if to.credential is not None:
+    if passthrough:
+        lines.append(("header", "the caller's own credential, as it came"))
+    elif to.credential is not None:
         source = to.credential.secret.source
         lines.append(("header", f"{to.credential.masked()}  (from {source})"))
     for name, value in upstream.headers:
-        lines.append(("header", f"{name.decode()}: {_mask(value)}  (set for {upstream.name})"))
+        shown = value.decode("latin-1") if name in upstream.public else "…"
+        lines.append(("header", f"{name.decode()}: {shown}  (set for {upstream.name})"))
     for name, value in upstream.defaults.get(dialect.name, ()):
         lines.append(
             ("header", f"{name.decode()}: {value.decode()}  (preset, if the client sends none)")
         )
     for timeout in TIMEOUT_NAMES:
         seconds = getattr(route.timeouts, timeout)
-        shown = "none" if seconds is None else f"{seconds:g} s"
-        lines.append(("timeout", f"{timeout} {shown}  ({snapshot.origins[route.name][timeout]})"))
-    if upstream.missing is not None:
+        limit = "none" if seconds is None else f"{seconds:g} s"
+        lines.append(("timeout", f"{timeout} {limit}  ({snapshot.origins[route.name][timeout]})"))
+    dormant = upstream.missing is not None and not passthrough
+    if dormant:
         lines.append(("dormant", f"503 not_configured: {upstream.missing} is not set"))
-    return Explanation(tuple(lines), works=upstream.missing is None)
+    return Explanation(tuple(lines), works=not dormant)
 
 
 def _route(snapshot: Snapshot, route: Route, model: str) -> list[tuple[str, str]]:
@@ -69,9 +78,3 @@ def _route(snapshot: Snapshot, route: Route, model: str) -> list[tuple[str, str]
     if others:
         lines.append(("rejected", ", ".join(f'"{name}"' for name in others) + " (less exact)"))
     return lines
-
-
-def _mask(value: bytes) -> str:
-    """Show a configured header's value only as far as it cannot be a secret."""
-    text = value.decode("latin-1")
-    return text if len(text) < 12 else f"{text[:2]}…"

@@ -5,15 +5,16 @@ The request half of the published edit list stands here. The hot path sends what
 reaches the target, and nothing at all reaches the host.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
 from proxy.dialects import Dialect
 from proxy.headers import Pair, find, lines, outbound
 from proxy.keys import KeyRing
-from proxy.routes import Base, Upstream
+from proxy.routes import Base, Origin, Upstream
 
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
@@ -59,18 +60,29 @@ def head(
         name = default[0].lower()
         if name not in drop and find(kept, name) is None:
             pairs.append(default)
-    target = to.target
+    target, hop = to.target, ""
     origin = to.base.origin
     if origin.proxy is not None and origin.scheme == "http":
         target = f"http://{origin.authority}{target}"  # RFC 9112 section 3.2.2
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bContent-Length: %d\r\n\r\n" % (
+        hop = proxy_authorization(origin)
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%bContent-Length: %d\r\n\r\n" % (
         method.encode("ascii"),
         target.encode("utf-8", "surrogateescape"),
         origin.authority.encode("ascii"),
+        hop.encode("ascii"),
         lines(kept),
         lines(pairs),
         length,
     )
+
+
+def proxy_authorization(origin: Origin) -> str:
+    """Return the header line for the user and password in the URL of *origin*'s proxy, or nothing."""
+    parts = urlsplit(origin.proxy or "")
+    if not parts.username:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
 
 
 def without_keys(query: str, keys: KeyRing) -> str:

@@ -60,7 +60,8 @@ class Upstream:
     """A base URL, the credential that is presented there, and policy.
 
     *forms* holds the credential of dialects that want another form than *credential*;
-    *defaults* the headers a dialect needs where the client sent none; *headers* are always set.
+    *defaults* the headers a dialect needs where the client sent none; *headers* are always set,
+    and *public* are the names of those whose value the file itself states, so that it is no secret.
     *paths* maps a prefix of the path below the base path to another base, longest first.
     *missing* names the variable without which the upstream is dormant.
     """
@@ -70,6 +71,7 @@ class Upstream:
     credential: Credential | None = None
     forms: Mapping[str, Credential] = field(default_factory=dict)
     headers: tuple[Pair, ...] = ()
+    public: frozenset[bytes] = frozenset()
     defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
     paths: tuple[tuple[str, Base], ...] = ()
     timeouts: Timeouts = Timeouts()

@@ -10,12 +10,11 @@ import asyncio
 import socket
 import ssl
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httptools
 from aiohappyeyeballs import start_connection
@@ -34,6 +33,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt
 from proxy.headers import Pair, find
+from proxy.outbound import proxy_authorization
 from proxy.routes import Origin, Timeouts
 
 Dial = Callable[[], Awaitable[socket.socket]]
@@ -613,15 +613,6 @@ class Resolver:
         return await loop.run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )
-
-
-def proxy_authorization(origin: Origin) -> str:
-    """Return the header line for the user and password in the URL of *origin*'s proxy, or nothing."""
-    parts = urlsplit(origin.proxy or "")
-    if not parts.username:
-        return ""
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
 
 
 def _context(ca: str | None) -> ssl.SSLContext:

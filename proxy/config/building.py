@@ -149,6 +149,11 @@ class Builder:
             credential=credential,
             forms=forms,
             headers=headers,
+            public=frozenset(
+                name.encode()
+                for name in table.headers
+                if "$" not in str(self._at((*path, "headers", name)))
+            ),
             defaults=_defaults(preset),
             paths=tuple(
                 sorted(

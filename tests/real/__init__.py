@@ -1,0 +1,1 @@
+"""Comparisons with real model servers: scripts, run by hand, never collected."""

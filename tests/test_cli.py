@@ -1,0 +1,712 @@
+"""The command line, as the operator meets it: a process, its exit status, and what it says where."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from time import perf_counter
+
+import pytest
+
+from proxy import __version__
+from proxy.cli import main
+from tests.harness.client import call, chat
+from tests.harness.proxy import process, serving
+from tests.harness.upstream import Upstream
+
+ROOT = Path(__file__).parents[1]
+
+TOML = """
+[server]
+listen = "127.0.0.1:0"
+[defaults]
+timeout = { first_byte = "20s" }
+[upstreams.corp]
+base_url = "http://llm.corp.example:8000/v1"
+credential = "${CORP_KEY:-ck-CANARY-0123456789}"
+timeout = { idle = "7s" }
+[routes]
+alias = "big"
+big = { upstream = "corp", model = "real", timeout = { total = "90s" } }
+"gpt-*" = { upstream = "openai" }
+[keys]
+team = "tk-CANARY-0123456789"
+"""
+GOOD = '[routes]\nm = "sandbox/echo"\n'
+BAD = '[server]\nlisen = 1\n[routes]\nm = "q0q0q0/x"\n'
+
+
+def beside(path: Path) -> str:
+    """Return a file that serves a unix socket at *path* beside the TCP port."""
+    surface = f'[[surface]]\nname = "unix"\nlisten = "unix:{path}"\n'
+    return f'[[surface]]\nname = "tcp"\n{surface}{GOOD}'
+
+
+class Run:
+    """What one run of the command left."""
+
+    def __init__(self, status: int, out: str, err: str, seconds: float) -> None:
+        self.status = status
+        self.out = out
+        self.err = err
+        self.seconds = seconds
+        assert "Traceback" not in out + err
+        assert "CANARY" not in out + err
+
+
+def run(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Run:
+    """Run the command as a process of its own, in *directory*, every warning an error."""
+    started = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "proxy", *arguments],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    return Run(done.returncode, done.stdout, done.stderr, perf_counter() - started)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A directory with a good `routes.toml`."""
+    (tmp_path / "routes.toml").write_text(TOML)
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "bad.toml").write_text(BAD)
+    return tmp_path
+
+
+@contextmanager
+def ended(seconds: float) -> Iterator[None]:
+    """Send this process SIGTERM after *seconds*: `serve` would go on for ever where it should refuse."""
+
+    def overdue(*_: object) -> None:
+        raise AssertionError(f"takes over {seconds} s")
+
+    before = signal.signal(signal.SIGTERM, overdue)
+    timer = Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+Verb = Callable[..., Run]
+
+
+@pytest.fixture
+def verb(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Run the command inside this process: as a process does, only sooner."""
+    monkeypatch.chdir(here)
+    for name in [name for name in os.environ if name.endswith("_KEY")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("TRUNKLINE_CONFIG", raising=False)
+
+    def call_main(*arguments: str) -> Run:
+        started = perf_counter()
+        try:
+            with ended(5):
+                status = main(arguments)
+        except SystemExit as leaving:
+            assert isinstance(leaving.code, int)
+            status = leaving.code
+        out, err = capsys.readouterr()
+        return Run(status, out, err, perf_counter() - started)
+
+    return call_main
+
+
+# Usage
+
+
+def test_version(here: Path) -> None:
+    """`--version` says what this is."""
+    done = run(here, "--version")
+    assert (done.status, done.out, done.err) == (0, f"trunkline {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("--nonsense",),
+        ("serve", "--nonsense"),
+        ("serve", "extra"),
+        ("check", "a", "b"),
+        ("explain",),
+        ("explain", "m", "--surface", "nowhere"),
+        ("routes", "-c"),
+    ],
+)
+def test_wrong_usage(verb: Verb, arguments: tuple[str, ...]) -> None:
+    """Wrong usage is told on stderr, with exit status 2, and nothing is done."""
+    done = verb(*arguments)
+    assert done.status == 2
+    assert done.out == ""
+    assert done.err != ""
+
+
+def test_wrong_usage_of_a_process(here: Path) -> None:
+    """The process's exit status for wrong usage is 2."""
+    done = run(here, "serve", "--nonsense")
+    assert done.status == 2
+    assert "usage: trunkline" in done.err
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("serve", "-h"), ("explain", "--help")])
+def test_help(verb: Verb, arguments: tuple[str, ...]) -> None:
+    """Help goes to stdout, with exit status 0."""
+    done = verb(*arguments)
+    assert (done.status, done.err) == (0, "")
+    assert "usage: trunkline" in done.out
+
+
+# Which file
+
+
+def test_check(here: Path) -> None:
+    """A good file is said to be good, with its numbers; dormant routes are noted."""
+    done = run(here, "check")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        'routes.toml: note: "gpt-*" is dormant: OPENAI_API_KEY is not set',
+        "routes.toml: ok: 3 routes (1 dormant), 1 keys, 1 surfaces",
+    ]
+
+
+def test_check_of_a_bad_file(here: Path) -> None:
+    """All problems of a bad file go to stderr, one line each, with exit status 1."""
+    done = run(here, "check", "bad.toml")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.splitlines() == [
+        'bad.toml: server.lisen: unknown key; did you mean "listen"?',
+        'bad.toml: routes.m: "q0q0q0/x" is neither a route nor `upstream/model`',
+    ]
+
+
+def test_config_of_the_environment(here: Path) -> None:
+    """`TRUNKLINE_CONFIG` names the file where the command line does not."""
+    done = run(here, "check", env={"TRUNKLINE_CONFIG": str(here / "good.toml")})
+    assert done.out.startswith(f"{here}/good.toml: ok: 1 routes")
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "file"),
+    [
+        (None, ("check",), "routes.toml"),
+        ("", ("check",), "routes.toml"),
+        ("good.toml", ("check",), "good.toml"),
+        ("bad.toml", ("check", "-c", "good.toml"), "good.toml"),
+        ("bad.toml", ("check", "--config", "good.toml"), "good.toml"),
+        ("bad.toml", ("check", "good.toml"), "good.toml"),
+        (None, ("check", "-c", "bad.toml", "good.toml"), "good.toml"),
+    ],
+)
+def test_which_file(
+    verb: Verb,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    arguments: tuple[str, ...],
+    file: str,
+) -> None:
+    """The argument goes before `-c`, that before `TRUNKLINE_CONFIG`, that before `routes.toml` here."""
+    if variable is not None:
+        monkeypatch.setenv("TRUNKLINE_CONFIG", variable)
+    done = verb(*arguments)
+    assert done.status == 0
+    assert f"{file}: ok" in done.out
+
+
+@pytest.mark.parametrize("name", ["check", "routes", "explain", "health", "serve"])
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("lost.toml", "no such file"),
+        (".", "is a directory"),
+        ("bad.toml", "q0q0q0/x"),
+        ("junk.toml", "UTF-8"),
+        ("words.toml", "line 1"),
+    ],
+)
+def test_unusable_file(here: Path, verb: Verb, name: str, file: str, why: str) -> None:
+    """Every verb says of a file that it cannot use what is wrong with it, and exits with 1."""
+    (here / "junk.toml").write_bytes(b"\xff\xfe")
+    (here / "words.toml").write_text("these are no tables")
+    done = verb(name, *(["m"] if name == "explain" else []), "-c", file)
+    assert (done.status, done.out) == (1, "")
+    assert all(line.startswith(f"{file}: ") for line in done.err.splitlines())
+    assert why in done.err
+
+
+# explain and routes
+
+
+def test_explain(here: Path) -> None:
+    """What would happen to a request is said line by line, with exit status 0."""
+    done = run(here, "explain", "alias")
+    assert (done.status, done.err) == (0, "")
+    lines = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in done.out.splitlines()]
+    assert lines == [
+        ["model", "alias"],
+        ["surface", "main, auth keys"],
+        ["path", "/v1/chat/completions, dialect chat"],
+        ["route", '"alias" → big, exact name'],
+        ["upstream", "corp"],
+        ["url", "POST http://llm.corp.example:8000/v1/chat/completions"],
+        ["upstream model", "real"],
+        ["header", "Authorization: Bearer …6789  (from CORP_KEY)"],
+        ["timeout", "connect 5 s  (built in)"],
+        ["timeout", "first_byte 20 s  (defaults.timeout)"],
+        ["timeout", "idle 7 s  (upstreams.corp.timeout)"],
+        ["timeout", "write 60 s  (built in)"],
+        ["timeout", "total 90 s  (routes.big.timeout)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        (("big", "--path", "/v1/messages"), 0, "llm.corp.example:8000/v1/messages"),
+        (("big", "--path", "/v1/files"), 1, "404 not_found"),
+        (("bigg",), 1, "nearest: big"),
+        (("gpt-4o",), 1, "OPENAI_API_KEY is not set"),
+        (("big", "--surface", "main"), 0, "surface  main"),
+    ],
+)
+def test_explain_status(verb: Verb, arguments: tuple[str, ...], status: int, word: str) -> None:
+    """What would be refused is explained too, and the exit status is 1."""
+    done = verb("explain", *arguments)
+    assert (done.status, done.err) == (status, "")
+    assert word in done.out
+
+
+@pytest.mark.parametrize(
+    ("encoding", "model", "status"),
+    [("ascii", "alias", 0), ("utf-8", os.fsdecode(b"m-\xff"), 1)],
+)
+def test_explain_on_any_terminal(here: Path, encoding: str, model: str, status: int) -> None:
+    """A terminal that cannot show a character, and a model that is none, break nothing."""
+    assert run(here, "explain", model, env={"PYTHONIOENCODING": encoding}).status == status
+
+
+def test_routes(here: Path) -> None:
+    """The table has a line a route, in the order of the file, and says which ones sleep."""
+    done = run(here, "routes")
+    assert (done.status, done.err) == (0, "")
+    assert [re.split(r" {2,}", line) for line in done.out.splitlines()] == [
+        ["ROUTE", "UPSTREAM", "MODEL SENT", "STATE"],
+        ["alias", "corp", "real", "ready"],
+        ["big", "corp", "real", "ready"],
+        ["gpt-*", "openai", "as asked", "dormant: OPENAI_API_KEY is not set"],
+    ]
+    awake = run(here, "routes", env={"OPENAI_API_KEY": "sk-CANARY"})
+    assert awake.out.splitlines()[3].endswith("ready")
+
+
+def test_reader_that_leaves(here: Path) -> None:
+    """Who reads only the first line of the output causes no complaint (`trunkline routes | head -1`)."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "proxy", "routes"],
+            cwd=here,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+
+
+# health
+
+
+async def test_health_of_a_process(tmp_path: Path) -> None:
+    """`health` says with its exit status whether the proxy of this file is up."""
+    async with process(GOOD) as proxy:
+        (tmp_path / "routes.toml").write_text(
+            f'[server]\nlisten = "127.0.0.1:{proxy.port}"\n{GOOD}'
+        )
+        done = run(tmp_path, "health")
+        assert (done.status, done.out, done.err) == (0, f"127.0.0.1:{proxy.port}: ok\n", "")
+    done = run(tmp_path, "health")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == f"127.0.0.1:{proxy.port}: connection refused\n"
+
+
+async def test_health_of_a_unix_socket(here: Path) -> None:
+    """A proxy on a unix socket is asked there."""
+    path = here / "x.sock"
+    (here / "unix.toml").write_text(f'[server]\nlisten = "unix:{path}"\n{GOOD}')
+    done = run(here, "health", "-c", "unix.toml")
+    assert done.status == 1
+    assert "no such file" in done.err
+    async with process(beside(path)):
+        done = run(here, "health", "-c", "unix.toml")
+        assert (done.status, done.out) == (0, f"unix:{path}: ok\n")
+
+
+def _everywhere() -> list[str]:
+    """Return the addresses that stand for all of this machine's, IPv6 where it has that."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return ["0.0.0.0:{}"]
+    return ["0.0.0.0:{}", "[::]:{}"]
+
+
+@pytest.mark.parametrize("listen", _everywhere())
+async def test_health_of_everywhere(here: Path, listen: str) -> None:
+    """A proxy that listens everywhere is asked on the loopback."""
+    toml = f"[server]\nopen = true\n{GOOD}"
+    async with process(toml, listen=listen.format(0)) as proxy:
+        (here / "open.toml").write_text(toml)
+        done = run(here, "health", "-c", "open.toml", "--listen", listen.format(proxy.port))
+        assert (done.status, done.err) == (0, "")
+
+
+@contextmanager
+def impostor(answer: bytes) -> Iterator[int]:
+    """Something else that listens, and answers *answer* to whoever comes."""
+    code = (
+        "import socket, sys\n"
+        "s = socket.create_server(('127.0.0.1', 0))\n"
+        "print(s.getsockname()[1], flush=True)\n"
+        "c, _ = s.accept()\n"
+        f"c.recv(9999); c.sendall({answer!r}); c.close()\n"
+    )
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    try:
+        yield int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"hello\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 503 No\r\nContent-Length: 15\r\n\r\n{"status":"ok"}',
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    ],
+)
+def test_health_of_something_else(here: Path, verb: Verb, answer: bytes) -> None:
+    """Whatever answers otherwise than a healthy proxy is not one."""
+    with impostor(answer) as port:
+        done = verb("health", "-c", "good.toml", "--listen", f"127.0.0.1:{port}")
+    assert (done.status, done.out) == (1, "")
+    assert "not a healthy trunkline" in done.err
+
+
+# serve: what it is given
+
+
+async def test_serve_listens_elsewhere(tmp_path: Path) -> None:
+    """`serve --listen` takes the place of the file's address, and the log's first line says where."""
+    toml = f'[server]\nlisten = "203.0.113.1:1"\nopen = true\n{GOOD}'
+    async with process(toml, listen="127.0.0.1:0") as proxy:
+        assert (await call(proxy.port, chat())).status == 200
+        ready = proxy.lines()[0]
+        assert ready["event"] == "ready"
+        assert ready["listen"] == [f"127.0.0.1:{proxy.port}"]
+
+
+async def test_env_file(tmp_path: Path, upstream: Upstream) -> None:
+    """`--env-file` gives variables, quoted or not; the process's own go before them."""
+    (tmp_path / "env").write_text(
+        "# comment\n\nexport MINE='sk-from-the-file'\nOTHER = \"sk-other=x\" \nPLAIN=a b\nBOTH=lost\n"
+    )
+    (tmp_path / "routes.toml").write_text(
+        '[server]\nlisten = "127.0.0.1:0"\n'
+        f'[upstreams.up]\nbase_url = "{upstream.url}"\ncredential = "${{MINE}}"\n'
+        'headers = { x-other = "${OTHER}", x-plain = "${PLAIN}", x-both = "${BOTH}" }\n'
+        '[routes]\nm = "up/x"\n'
+    )
+    with served(tmp_path, "--env-file", "env", env={"BOTH": "kept"}) as port:
+        assert (await call(port, chat())).status == 200
+    request = upstream.requests[0]
+    names = (b"authorization", b"x-other", b"x-plain", b"x-both")
+    assert [request.value(name) for name in names] == [
+        b"Bearer sk-from-the-file",
+        b"sk-other=x",
+        b"a b",
+        b"kept",
+    ]
+
+
+async def test_welcome(tmp_path: Path) -> None:
+    """`--welcome` prints two commands that work on the shipped file, and which model strings do."""
+    (tmp_path / "routes.toml").write_bytes((ROOT / "routes.toml").read_bytes())
+    env = {"GROQ_API_KEY": "gk-CANARY-0123456789"}
+    said: list[str] = []
+    with served(tmp_path, "--welcome", "--listen", "127.0.0.1:0", env=env, said=said) as port:
+        commands = [shlex.split(line) for line in said if line.strip().startswith("curl")]
+        assert len(commands) == 2
+        for command in commands:
+            url = next(word for word in command if word.startswith("http://"))
+            path = url.removeprefix(f"http://127.0.0.1:{port}")
+            name, _, value = command[command.index("-H") + 1].partition(": ")
+            got = await call(
+                port,
+                command[command.index("-d") + 1].encode(),
+                path,
+                [(name.encode(), value.encode())],
+            )
+            assert got.status == 200
+            kind = got.value(b"content-type") or b""
+            assert kind.startswith(b"text/event-stream") == ("-sN" in command)
+    text = "".join(said)
+    assert "CANARY" not in text
+    assert re.search(r"groq/\*.*GROQ_API_KEY", text)
+    assert re.search(r"OPENAI_API_KEY.*openai/\*", text)
+
+
+@contextmanager
+def served(
+    directory: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    said: list[str] | None = None,
+) -> Iterator[int]:
+    """Serve what is in *directory*, as an operator would; yield the port, and fill *said* with what
+    stdout holds before the first line of the log.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "proxy", "serve", *arguments],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            match = re.search(r'"listen":\["127\.0\.0\.1:(\d+)"\]', line)
+            if match is not None:
+                yield int(match[1])
+                break
+            (said if said is not None else []).append(line)
+    finally:
+        child.terminate()
+        _, err = child.communicate(timeout=15)
+    assert (child.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "env cannot be read"),
+        (b"\xff", "env cannot be read"),
+        (b"A=1\nCANARY\n", "env:2 is not NAME=VALUE"),
+        (b"A=1\n\n=CANARY\n", "env:3 is not NAME=VALUE"),
+        (b"A B=CANARY\n", "env:1 is not NAME=VALUE"),
+    ],
+)
+def test_bad_env_file(here: Path, verb: Verb, content: bytes | None, why: str) -> None:
+    """A file of variables that cannot be read is told by name and line, and not quoted."""
+    if content is not None:
+        (here / "env").write_bytes(content)
+    done = verb("serve", "--env-file", "env")
+    assert (done.status, done.out, done.err) == (1, "", f"trunkline: {why}\n")
+
+
+# serve: what it cannot do
+
+
+def refused(done: Run, *words: str) -> None:
+    """Assert one clear line on stderr, soon, and exit status 1."""
+    assert (done.status, done.out) == (1, "")
+    assert len(done.err.splitlines()) == 1, done.err
+    assert all(word in done.err for word in words), done.err
+    assert done.seconds < 5
+
+
+def test_port_taken(here: Path) -> None:
+    """A port that is taken is told in one line, at once."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        refused(run(here, "serve", "--listen", address), address, "in use")
+
+
+def test_unusable_file_is_not_served(here: Path) -> None:
+    """A file that is not there is told in one line, at once."""
+    refused(run(here, "serve", "-c", "lost.toml"), "lost.toml: cannot be read: no such file")
+
+
+def test_without_the_c_parser(here: Path) -> None:
+    """Where aiohttp has lost its C parser, which its own does not replace, nothing is served."""
+    refused(run(here, "serve", env={"AIOHTTP_NO_EXTENSIONS": "1"}), "C parser")
+
+
+def _privileged() -> list[str]:
+    """Return an address that this user may not listen on, if there is one: for root there is none."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", 1))
+        except PermissionError:
+            return ["127.0.0.1:1"]
+        except OSError:
+            return []
+    return []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "192.0.2.1:8080",
+        "[2001:db8::1]:8080",
+        "no-such-host.invalid:8080",
+        "bad_host_:8080",
+        "999.999.999.999:80",
+        f"{'a' * 70}.example:80",
+        "a..b:80",
+        *_privileged(),
+    ],
+)
+def test_impossible_addresses(here: Path, verb: Verb, address: str) -> None:
+    """An address that is not ours, or that no name stands for, is told in one line with the reason."""
+    (here / "open.toml").write_text(f"[server]\nopen = true\n{GOOD}")
+    done = verb("serve", "-c", "open.toml", "--listen", address)
+    refused(done, f"trunkline: cannot listen on {address}: ")
+    assert "errno" not in done.err.lower()
+
+
+@pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1", "127.0.0.1:99999", "", "unix:"])
+def test_bad_addresses(verb: Verb, listen: str) -> None:
+    """What is no address at all is told like any mistake in the file."""
+    refused(verb("serve", "--listen", listen), "server.listen", "HOST:PORT")
+
+
+def test_exposed_address(verb: Verb) -> None:
+    """The command line does not open a proxy without keys to the world."""
+    refused(verb("serve", "-c", "good.toml", "--listen", "0.0.0.0:0"), "open = true")
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("no/such/directory/x.sock", "no such file"),
+        ("good.toml", "file exists"),
+        (".", "file exists"),
+        ("x" * 120, "too long"),
+        ("good.toml/x.sock", "not a directory"),
+    ],
+)
+def test_impossible_sockets(here: Path, verb: Verb, path: str, why: str) -> None:
+    """A unix socket that cannot be made is told in one line, and what is in its way stays there."""
+    done = verb("serve", "-c", "good.toml", "--listen", f"unix:{here}/{path}")
+    refused(done, "trunkline: cannot listen on unix:", why)
+    assert (here / "good.toml").read_text() == GOOD
+
+
+def test_second_surface_taken(here: Path, verb: Verb) -> None:
+    """Where one of several surfaces cannot listen, none does."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        (here / "two.toml").write_text(
+            f'[[surface]]\nname = "a"\nlisten = "unix:{here}/a.sock"\n'
+            f'[[surface]]\nname = "b"\nlisten = "127.0.0.1:{taken}"\n{GOOD}'
+        )
+        refused(verb("serve", "-c", "two.toml"), f"127.0.0.1:{taken}")
+    assert not (here / "a.sock").exists()
+
+
+# Unix sockets
+
+
+def ask(path: Path) -> bytes:
+    """Return the status line of what answers at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(path))
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return client.recv(65536).split(b"\r\n")[0]
+
+
+async def test_socket_of_a_live_proxy(here: Path) -> None:
+    """The socket of a proxy that lives is not taken from it: the second refuses, the first goes on."""
+    path = here / "x.sock"
+    async with process(beside(path)):
+        assert path.stat().st_mode & 0o777 == 0o600
+        refused(run(here, "serve", "-c", "good.toml", "--listen", f"unix:{path}"), "in use")
+        assert ask(path) == b"HTTP/1.1 200 OK"
+    assert not path.exists()
+
+
+def test_socket_of_another_program(here: Path, verb: Verb) -> None:
+    """Nor is a socket taken from any other program that listens on it."""
+    path = here / "x.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        refused(verb("serve", "-c", "good.toml", "--listen", f"unix:{path}"), "in use")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+async def test_stale_socket(here: Path) -> None:
+    """A socket that a dead process has left is taken over, and only its owner may use it."""
+    path = here / "x.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    path.chmod(0o777)
+    async with process(beside(path)):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert ask(path) == b"HTTP/1.1 200 OK"
+
+
+async def test_killed_proxy_leaves_its_socket(here: Path) -> None:
+    """After a proxy was killed, the next one starts at the same socket."""
+    path = here / "x.sock"
+    async with process(beside(path), check=False) as proxy:
+        assert proxy.process is not None
+        proxy.process.kill()
+        await proxy.process.wait()
+    assert path.exists()
+    async with process(beside(path)):
+        assert ask(path) == b"HTTP/1.1 200 OK"
+
+
+async def test_several_surfaces(here: Path) -> None:
+    """TCP and unix sockets are served side by side, each with its own rules."""
+    path = here / "x.sock"
+    toml = f"""
+[[surface]]
+name = "tcp"
+auth = "keys"
+[[surface]]
+name = "unix"
+listen = "unix:{path}"
+auth = "none"
+[keys]
+k = "key"
+{GOOD}
+"""
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, chat())).status == 401
+        assert proxy.running is not None
+        assert [str(a) for a in proxy.running.addresses["unix"]] == [f"unix:{path}"]
+        assert path.is_socket()
+    assert not path.exists()

@@ -1,0 +1,131 @@
+"""A secret has no printable form; a credential shows it to the wire and to nobody else."""
+
+import copy
+import dataclasses
+import json
+import logging
+import pickle
+import pprint
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+
+from proxy.credentials import FORMS, Credential, Secret, present
+
+TEXT = "sk-proj-CANARY-0123456789-end"
+SECRET = Secret(TEXT, "OPENAI_API_KEY")
+CREDENTIAL = present("bearer", SECRET)
+
+
+@dataclasses.dataclass
+class Holder:
+    secret: Secret
+
+
+def _traceback(thing: Any) -> str:
+    """Return the traceback of an error that quotes *thing*, with every local variable."""
+    try:
+        raise ValueError("wrong", thing)
+    except ValueError as error:
+        told = traceback.TracebackException.from_exception(error, capture_locals=True)
+        return "".join(told.format()) + repr(error)
+
+
+def _logged(thing: Any) -> str:
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s %r", (thing, thing), None)
+    return logging.Formatter().format(record)
+
+
+FORMS_OF_PRINT: dict[str, Callable[[Any], object]] = {
+    "repr": repr,
+    "str": str,
+    "ascii": ascii,
+    "format": format,
+    "f-string": lambda thing: f"{thing} {thing!r} {thing!s} {thing:>80}",
+    "percent": lambda thing: "%s %r" % (thing, thing),  # noqa: UP031 - the old way is the point
+    "str.format": lambda thing: "{0} {0!r}".format(thing),  # noqa: UP032 - the same
+    "list": lambda thing: str([thing, {"a": thing}, {thing}]),
+    "pprint": pprint.pformat,
+    "traceback": _traceback,
+    "logging": _logged,
+    "json": json.dumps,
+    "json default": lambda thing: json.dumps(thing, default=str),
+    "orjson": orjson.dumps,
+    "orjson default": lambda thing: orjson.dumps(thing, default=str),
+    "structlog": lambda thing: structlog.dev.ConsoleRenderer(colors=False)(
+        None, "info", {"event": "x", "thing": thing}
+    ),
+    "pickle": pickle.dumps,
+    "copy": lambda thing: repr(copy.deepcopy(thing)),
+    "asdict": lambda thing: repr(dataclasses.asdict(Holder(thing))),
+    "vars": vars,
+    "dir": lambda thing: repr([getattr(thing, name) for name in dir(thing) if name[0] != "_"]),
+}
+
+
+@pytest.mark.parametrize("way", FORMS_OF_PRINT)
+def test_secret_has_no_printable_form(way: str) -> None:
+    """No way of writing a secret down shows its text: it is masked, or refused."""
+    try:
+        shown = FORMS_OF_PRINT[way](SECRET)
+    except TypeError as error:
+        shown = f"{error!r} {''.join(traceback.format_exception(error))}"
+    assert TEXT not in str(shown)
+    assert TEXT.encode() not in (shown if isinstance(shown, bytes) else b"")
+
+
+@pytest.mark.parametrize(
+    "way", ["repr", "str", "percent", "list", "pprint", "traceback", "orjson default", "logging"]
+)
+def test_credential_has_no_printable_form(way: str) -> None:
+    """What holds a secret does not show it either."""
+    assert TEXT not in str(FORMS_OF_PRINT[way](CREDENTIAL))
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy", "asdict", "orjson"])
+def test_secret_is_not_carried_away(way: str) -> None:
+    """A secret cannot be serialised or copied out of the process's hands."""
+    with pytest.raises(TypeError):
+        FORMS_OF_PRINT[way](SECRET)
+
+
+def test_secret_says_where_it_comes_from() -> None:
+    """In place of its text, a secret shows where an operator finds it."""
+    assert repr(SECRET) == "Secret(OPENAI_API_KEY)"
+    assert SECRET.reveal() == TEXT
+
+
+def test_secrets_compare_by_text() -> None:
+    """Two secrets of the same text are the same secret, wherever they come from."""
+    assert Secret("a", "A") == Secret("a", "B")
+    assert hash(Secret("a", "A")) == hash(Secret("a", "B"))
+    assert Secret("a", "A") != Secret("b", "A")
+    assert Secret("a", "A") != "a"
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_mask_keeps_the_most(length: int) -> None:
+    """A mask shows at most a quarter of a secret, and nothing at all of a short one."""
+    text = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH"[:length]
+    shown = Secret(text, "A").mask().removeprefix("…")
+    assert len(shown) <= length / 4
+    assert text.endswith(shown)
+    assert shown == "" or length >= 16
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form: str) -> None:
+    """Each form puts the secret into its own header, and its mask shows the same header."""
+    header, prefix = FORMS[form]
+    credential = present(form, SECRET)
+    assert credential.line() == (header.encode(), (prefix + TEXT).encode())
+    assert credential.masked() == f"{header}: {prefix}…-end"
+
+
+def test_named_header() -> None:
+    """A header of the operator's own choosing carries the secret bare."""
+    assert Credential("X-Corp", "", Secret("abc", "K")).line() == (b"X-Corp", b"abc")

@@ -1,0 +1,156 @@
+"""What the documentation shows works: every TOML block of it is a file that `check` passes."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from proxy.config import ConfigError, load
+
+ROOT = Path(__file__).parents[1]
+MISTAKE = "<!-- a mistake -->"
+_FENCE = re.compile(
+    r"^(?P<mark><!-- a mistake -->[ \t]*\n(?:[ \t]*\n)*)?"
+    r"(?P<indent>[ \t]*)(?P<fence>```+|~~~+)[ \t]*toml\b[^\n]*\n"
+    r"(?P<text>.*?)^[ \t]*(?P=fence)[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+_VARIABLE = re.compile(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_FILE = re.compile(r"(?<!\$)\$\{file:([^}]*)\}")
+_CA = re.compile(r'^(\s*ca\s*=\s*)"[^"]*"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A TOML block in *file*, beginning in *line*; a *mistake* is one that must be refused."""
+
+    file: Path
+    line: int
+    text: str
+    mistake: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}"
+
+
+def pages() -> list[Path]:
+    """Return the pages of the documentation that there are."""
+    return [
+        page
+        for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+        if page.exists()
+    ]
+
+
+def blocks(page: Path, content: str) -> Iterator[Block]:
+    """Yield the TOML blocks of *page*, which holds *content*."""
+    for match in _FENCE.finditer(content):
+        line = content.count("\n", 0, match.start("fence")) + 1
+        indent = match["indent"]
+        text = "".join(row.removeprefix(indent) for row in match["text"].splitlines(keepends=True))
+        yield Block(page, line, text, match["mark"] is not None)
+
+
+BLOCKS = [block for page in pages() for block in blocks(page, page.read_text("utf-8"))]
+EXAMPLES = sorted((ROOT / "docs").rglob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of certificates, to stand where a page names one."""
+    file = tmp_path_factory.mktemp("ca") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    return file
+
+
+def problems(text: str, directory: Path, ca: Path) -> str:
+    """Load *text* with a value for each variable and file that it names; return what is wrong with it."""
+    secret = directory / "secret"
+    secret.write_text("a-secret-out-of-a-file\n")
+    text = _FILE.sub(f"${{file:{secret}}}", _CA.sub(rf'\1"{ca}"', text))
+    env = {name: f"value-of-{name}" for name in _VARIABLE.findall(text)}
+    file = directory / "routes.toml"
+    file.write_text(text)
+    try:
+        load(file, env)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_block(block: Block, tmp_path: Path, ca: Path) -> None:
+    """A block passes the check as it stands; one that is shown as a mistake does not."""
+    told = problems(block.text, tmp_path, ca)
+    if block.mistake:
+        assert told != "", f"{block} is shown as a mistake, and is none"
+    else:
+        assert told == "", f"{block}:\n{told}"
+
+
+@pytest.mark.parametrize("file", [ROOT / "routes.toml", *EXAMPLES], ids=lambda f: f.name)
+def test_file(file: Path, tmp_path: Path, ca: Path) -> None:
+    """Every routes file that is shipped passes the check."""
+    assert problems(file.read_text("utf-8"), tmp_path, ca) == ""
+
+
+def test_shipped_file_needs_nothing() -> None:
+    """The shipped `routes.toml` works with no variable set: `default` leads to the sandbox."""
+    route = load(ROOT / "routes.toml", {}).routes.match("default")
+    assert route is not None
+    assert (route.upstream.name, route.upstream.missing) == ("sandbox", None)
+
+
+def test_there_are_blocks() -> None:
+    """The README shows a routes file, and no TOML in the documentation is overlooked."""
+    if (ROOT / "README.md").exists():
+        assert any(block.file.name == "README.md" and not block.mistake for block in BLOCKS)
+    for page in pages():
+        content = page.read_text("utf-8")
+        found = [block for block in BLOCKS if block.file == page]
+        fences = re.findall(r"^[ \t>*-]*(?:```+|~~~+)[ \t]*\{?\.?toml\b", content, re.MULTILINE)
+        assert len(found) == len(fences), page
+        assert content.count(MISTAKE) == sum(block.mistake for block in found), page
+
+
+PAGE = """
+```toml
+a = 1
+```
+
+<!-- a mistake -->
+
+```toml
+b = 2
+```
+text
+- item
+  ~~~toml
+  c = 3
+    d = 4
+  ~~~
+```sh
+e = 5
+```
+"""
+
+
+def test_blocks_are_found() -> None:
+    """A block is what stands between fences of TOML, wherever on a page, and a comment marks a mistake."""
+    found = list(blocks(ROOT / "x.md", PAGE))
+    assert [(block.line, block.text, block.mistake) for block in found] == [
+        (2, "a = 1\n", False),
+        (8, "b = 2\n", True),
+        (13, "c = 3\n  d = 4\n", False),
+    ]
+
+
+def test_blocks_are_read(tmp_path: Path, ca: Path) -> None:
+    """A block with a mistake in it does not pass, and one that names variables and files does."""
+    good = '[upstreams.openai]\nca = "/x"\ncredential = "${A}"\n[keys]\nk = "${file:/x}"\n'
+    routes = '[routes]\nm = "openai/x"\n'
+    assert problems(good + routes, tmp_path, ca) == ""
+    assert "unknown key" in problems("x = 1\n" + good + routes, tmp_path, ca)

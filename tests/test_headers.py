@@ -1,0 +1,134 @@
+"""Which headers pass, in both directions."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.headers import Pair, find, inbound, lines, outbound
+
+HOP_BY_HOP = [
+    b"Connection",
+    b"Keep-Alive",
+    b"Proxy-Connection",
+    b"Proxy-Authenticate",
+    b"Proxy-Authorization",
+    b"TE",
+    b"Trailer",
+    b"Transfer-Encoding",
+    b"Upgrade",
+]
+CREDENTIALS = [b"Authorization", b"X-Api-Key", b"Api-Key", b"ApiKey", b"X-Goog-Api-Key"]
+REQUEST_ONLY = [b"Host", b"Content-Length", b"Expect", b"Forwarded", b"Via", b"Cookie"]
+FORWARDED = [b"X-Forwarded-For", b"X-Forwarded-Host", b"X-Forwarded-Proto", b"X-Forwarded-Anything"]
+ANSWER_ONLY = [b"Set-Cookie", b"Alt-Svc"]
+CASES: list[Callable[[bytes], bytes]] = [bytes, bytes.lower, bytes.upper, bytes.swapcase]
+NEIGHBOUR: Pair = (b"X-Neighbour", b"stays")
+
+
+def out(*pairs: Pair, passthrough: bool = False) -> list[Pair]:
+    return outbound(pairs, drop=frozenset(), passthrough=passthrough)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [*HOP_BY_HOP, *CREDENTIALS, *REQUEST_ONLY, *FORWARDED])
+def test_removed_from_requests(name: bytes, case: Callable[[bytes], bytes]) -> None:
+    """What the request's edit list names is removed, in any case and every time it comes."""
+    pair = (case(name), b"x")
+    assert out(pair, NEIGHBOUR, pair) == [NEIGHBOUR]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [*HOP_BY_HOP, *ANSWER_ONLY])
+def test_removed_from_answers(name: bytes, case: Callable[[bytes], bytes]) -> None:
+    """What the answer's edit list names is removed, in any case and every time it comes."""
+    pair = (case(name), b"x")
+    assert inbound([pair, NEIGHBOUR, pair]) == [NEIGHBOUR]
+
+
+@pytest.mark.parametrize("name", ANSWER_ONLY)
+def test_only_answers_lose_these(name: bytes) -> None:
+    """What is removed from answers only, passes in a request."""
+    assert out((name, b"x")) == [(name, b"x")]
+
+
+@pytest.mark.parametrize("name", [*CREDENTIALS, *REQUEST_ONLY, *FORWARDED])
+def test_only_requests_lose_these(name: bytes) -> None:
+    """What is removed from requests only, passes in an answer."""
+    assert inbound([(name, b"x")]) == [(name, b"x")]
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_passthrough(name: bytes) -> None:
+    """A caller's own credential passes where passthrough is meant, and only what is one."""
+    assert out((name, b"x"), passthrough=True) == [(name, b"x")]
+    for other in (b"Cookie", b"Proxy-Authorization", b"X-Forwarded-For"):
+        assert out((other, b"x"), passthrough=True) == []
+
+
+@pytest.mark.parametrize("name", [b"X-Api-Keys", b"Authorization2", b"XForwarded-For", b"X-Via"])
+def test_near_misses_pass(name: bytes) -> None:
+    """A name that only resembles one of the list passes."""
+    assert out((name, b"x")) == [(name, b"x")]
+    assert inbound([(name, b"x")]) == [(name, b"x")]
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        [b"x-secret"],
+        [b"X-SECRET"],
+        [b"close, X-Secret"],
+        [b"X-Secret,close"],
+        [b" \tx-secret\t , keep-alive"],
+        [b"", b"x-secret"],
+        [b"keep-alive", b"x-secret"],
+        [b",,x-secret,,"],
+    ],
+)
+def test_nominated(connection: list[bytes]) -> None:
+    """A header that any `Connection` line names is for one hop only, wherever it stands."""
+    secret: Pair = (b"X-Secret", b"1")
+    named = [(b"Connection", value) for value in connection]
+    for pairs in ([secret, *named, NEIGHBOUR], [*named, secret, NEIGHBOUR, secret]):
+        assert out(*pairs) == [NEIGHBOUR]
+        assert inbound(pairs) == [NEIGHBOUR]
+
+
+def test_a_connection_names_no_part_of_a_name() -> None:
+    """`Connection` names whole headers, not what merely contains the word."""
+    pairs: list[Pair] = [(b"Connection", b"x-sec"), (b"X-Secret", b"1"), (b"sec", b"2")]
+    assert out(*pairs) == pairs[1:]
+
+
+def test_dropped_because_they_are_replaced() -> None:
+    """Headers that will be set by us are taken out first, whatever their case."""
+    pairs: list[Pair] = [(b"Accept-ENCODING", b"gzip"), NEIGHBOUR]
+    assert outbound(pairs, drop=frozenset({b"accept-encoding"})) == [NEIGHBOUR]
+    assert inbound(pairs, drop=frozenset({b"accept-encoding"})) == [NEIGHBOUR]
+
+
+NAMES = st.text("abcXYZ019-_.!", min_size=1, max_size=6).map(str.encode) | st.sampled_from(
+    [b"Accept", b"accept", b"User-Agent", b"anthropic-beta", b"Content-Type", b"Date", b"Server"]
+)
+VALUES = st.binary(max_size=8) | st.sampled_from([b"", b"a, b", b"\xe9\xff", b"a  b", b"\t"])
+PAIRS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
+LISTED = {n.lower() for n in [*HOP_BY_HOP, *CREDENTIALS, *REQUEST_ONLY, *ANSWER_ONLY]}
+
+
+@settings(deadline=None)
+@given(PAIRS.map(lambda pairs: [p for p in pairs if p[0].lower() not in LISTED]))
+def test_what_is_not_named_passes(pairs: list[Pair]) -> None:
+    """Order, case, number and bytes of every other header survive, in both directions."""
+    assert out(*pairs) == pairs
+    assert inbound(pairs) == pairs
+    assert lines(pairs) == b"".join(name + b": " + value + b"\r\n" for name, value in pairs)
+
+
+def test_find() -> None:
+    """The first header of a name is found, in any case, also an empty one."""
+    pairs: list[Pair] = [(b"A", b""), (b"a", b"2"), (b"B", b"3")]
+    assert find(pairs, b"a") == b""
+    assert find(pairs, b"b") == b"3"
+    assert find(pairs, b"c") is None

@@ -1,0 +1,214 @@
+"""What goes upstream: the target and the head, byte for byte."""
+
+from hashlib import sha256
+
+import pytest
+
+from proxy import dialects
+from proxy.credentials import Credential, Secret
+from proxy.headers import Pair
+from proxy.keys import Key, KeyRing
+from proxy.outbound import address, head, without_keys
+from proxy.routes import Base, Origin, Upstream
+
+ORIGIN = Origin("http", "up.example", 8000)
+BEARER = Credential("Authorization", "Bearer ", Secret("sk-ours", "UP_KEY"))
+X_API_KEY = Credential("x-api-key", "", Secret("sk-ours", "UP_KEY"))
+
+
+def written(
+    *client: Pair,
+    upstream: Upstream | None = None,
+    stream: bool = False,
+    passthrough: bool = False,
+    dialect: dialects.Dialect = dialects.CHAT,
+    query: str = "",
+) -> bytes:
+    upstream = upstream or Upstream("up", Base(ORIGIN, "/v1"), BEARER)
+    return head(
+        "POST",
+        address(upstream, dialect, "chat/completions", query),
+        upstream,
+        dialect,
+        client,
+        stream=stream,
+        passthrough=passthrough,
+        length=12,
+    )
+
+
+def values(text: bytes, name: bytes) -> list[bytes]:
+    pairs = (line.split(b": ", 1) for line in text.split(b"\r\n")[1:-2])
+    return [value for key, value in pairs if key.lower() == name.lower()]
+
+
+def test_the_whole_head() -> None:
+    """A head is our host, the client's headers as they came, what we set, and the length."""
+    client: tuple[Pair, ...] = (
+        (b"hOST", b"proxy.example"),
+        (b"ACCEPT", b"*/*"),
+        (b"Authorization", b"Bearer client"),
+        (b"x-Dup", b"1"),
+        (b"Content-Length", b"99"),
+        (b"X-Dup", b"\xff 2"),
+        (b"Cookie", b"a=b"),
+    )
+    assert written(*client, query="a=%20b&c") == (
+        b"POST /v1/chat/completions?a=%20b&c HTTP/1.1\r\n"
+        b"Host: up.example:8000\r\n"
+        b"ACCEPT: */*\r\n"
+        b"x-Dup: 1\r\n"
+        b"X-Dup: \xff 2\r\n"
+        b"Authorization: Bearer sk-ours\r\n"
+        b"Content-Length: 12\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        (Origin("http", "up.example", 80), b"up.example"),
+        (Origin("https", "up.example", 443), b"up.example"),
+        (Origin("http", "up.example", 443), b"up.example:443"),
+        (Origin("https", "up.example", 80), b"up.example:80"),
+        (Origin("http", "::1", 8000), b"[::1]:8000"),
+        (Origin("http", "::1", 80), b"[::1]"),
+    ],
+)
+def test_host(origin: Origin, host: bytes) -> None:
+    """The host is the configured one; its port is said where it is not the usual one."""
+    text = written((b"Host", b"evil.example"), upstream=Upstream("up", Base(origin, "")))
+    assert values(text, b"host") == [host]
+
+
+def test_nominating_our_own_headers() -> None:
+    """A client's `Connection` takes away its own headers, never what we set afterwards."""
+    names = b"host, authorization, content-length, accept-encoding, x-team"
+    text = written(
+        (b"Connection", names),
+        upstream=Upstream("up", Base(ORIGIN, ""), BEARER, headers=((b"x-team", b"search"),)),
+        stream=True,
+    )
+    for name in names.split(b", "):
+        assert len(values(text, name)) == 1
+
+
+def test_streams_are_not_compressed() -> None:
+    """On a stream `Accept-Encoding: identity` stands in place of the client's, elsewhere never."""
+    gzip: Pair = (b"accept-ENCODING", b"gzip")
+    assert values(written(gzip, gzip, stream=True), b"accept-encoding") == [b"identity"]
+    assert values(written(gzip, gzip), b"accept-encoding") == [b"gzip", b"gzip"]
+    assert values(written(), b"accept-encoding") == []
+
+
+def test_streams_are_not_compressed_by_the_table() -> None:
+    """An upstream's table cannot ask for a second encoding of a stream."""
+    upstream = Upstream("up", Base(ORIGIN, ""), headers=((b"Accept-Encoding", b"gzip"),))
+    assert len(values(written(upstream=upstream, stream=True), b"accept-encoding")) == 1
+
+
+def test_the_table_sets_headers() -> None:
+    """Headers of the upstream's table replace the client's of the same name."""
+    upstream = Upstream("up", Base(ORIGIN, ""), headers=((b"X-Team", b"search"), (b"A", b"\xe9")))
+    text = written((b"x-team", b"mine"), (b"X-TEAM", b"mine"), upstream=upstream)
+    assert values(text, b"x-team") == [b"search"]
+    assert values(text, b"a") == [b"\xe9"]
+
+
+VERSION: Pair = (b"anthropic-version", b"2023-06-01")
+
+
+def test_defaults_of_a_preset() -> None:
+    """A header that a dialect needs is added where neither the client nor the table sets it."""
+    preset = {"messages": (VERSION,)}
+    upstream = Upstream("up", Base(ORIGIN, ""), defaults=preset)
+    newer = (b"Anthropic-Version", b"2099-01-01")
+    for client, expected in (([], VERSION[1]), ([newer], newer[1])):
+        text = written(*client, upstream=upstream, dialect=dialects.MESSAGES)
+        assert values(text, b"anthropic-version") == [expected]
+    assert values(written(upstream=upstream), b"anthropic-version") == []
+    table = Upstream("up", Base(ORIGIN, ""), defaults=preset, headers=(newer,))
+    text = written(upstream=table, dialect=dialects.MESSAGES)
+    assert values(text, b"anthropic-version") == [newer[1]]
+
+
+def test_credential_by_dialect() -> None:
+    """A dialect that wants the credential in another form gets it in that one alone."""
+    upstream = Upstream("up", Base(ORIGIN, ""), BEARER, forms={"messages": X_API_KEY})
+    client: Pair = (b"authorization", b"Bearer client")
+    messages = written(client, upstream=upstream, dialect=dialects.MESSAGES)
+    assert values(messages, b"x-api-key") == [b"sk-ours"]
+    assert values(messages, b"authorization") == []
+    chat = written((b"X-API-Key", b"client"), upstream=upstream)
+    assert values(chat, b"authorization") == [b"Bearer sk-ours"]
+    assert values(chat, b"x-api-key") == []
+
+
+def test_credential_in_a_header_of_its_own() -> None:
+    """A client cannot add a second value to the header that carries our credential."""
+    own = Credential("X-Corp-Key", "", Secret("sk-ours", "UP_KEY"))
+    text = written((b"x-corp-key", b"client"), upstream=Upstream("up", Base(ORIGIN, ""), own))
+    assert values(text, b"x-corp-key") == [b"sk-ours"]
+
+
+def test_no_credential() -> None:
+    """An upstream without a credential is sent none, the client's least of all."""
+    text = written((b"Authorization", b"Bearer client"), upstream=Upstream("up", Base(ORIGIN, "")))
+    assert values(text, b"authorization") == []
+
+
+def test_passthrough() -> None:
+    """With passthrough the caller's credential goes up as it came, and ours does not."""
+    text = written((b"authorization", b"Bearer own"), (b"X-Api-Key", b"own"), passthrough=True)
+    assert b"authorization: Bearer own\r\nX-Api-Key: own\r\n" in text
+    assert b"sk-ours" not in text
+
+
+def test_egress_proxy() -> None:
+    """Through an egress proxy a plain request names the whole URL, an encrypted one the path."""
+    http = Origin("http", "up.example", 8000, proxy="http://egress:3128")
+    text = written(upstream=Upstream("up", Base(http, "/v1")), query="a=b")
+    line = (
+        b"POST http://up.example:8000/v1/chat/completions?a=b HTTP/1.1\r\nHost: up.example:8000\r\n"
+    )
+    assert text.startswith(line)
+    https = Origin("https", "up.example", 443, proxy="http://egress:3128")
+    text = written(upstream=Upstream("up", Base(https, "/v1")))
+    assert text.startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: up.example\r\n")
+
+
+def test_paths() -> None:
+    """The path below the base path is appended to the base, or to the longest entry of `paths`."""
+    base, other, longer = (Base(ORIGIN, path) for path in ("/v1", "/anthropic/v1", "/count"))
+    upstream = Upstream("up", base, paths=(("messages/count_tokens", longer), ("messages", other)))
+
+    def target(suffix: str) -> str:
+        return address(upstream, dialects.CHAT, suffix, "").target
+
+    assert target("chat/completions") == "/v1/chat/completions"
+    assert target("messages") == "/anthropic/v1/messages"
+    assert target("messages/batches") == "/anthropic/v1/messages/batches"
+    assert target("messages/count_tokens") == "/count/messages/count_tokens"
+    assert target("messagesx") == "/v1/messagesx"
+
+
+RING = KeyRing((Key("team", sha256(b"tk-ours").digest()),))
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("", ""),
+        ("a=b", "a=b"),
+        ("key=tk-ours", ""),
+        ("key=tk%2Dours", ""),
+        ("a=%20&key=tk-ours&b=+", "a=%20&b=+"),
+        ("key=theirs", "key=theirs"),
+        ("key=tk-ours&key=theirs", "key=theirs"),
+        ("monkey=tk-ours", "monkey=tk-ours"),
+        ("a&&b=;&=c", "a&&b=;&=c"),
+    ],
+)
+def test_keys_in_the_query(query: str, kept: str) -> None:
+    """A `key` parameter goes no further where it is ours; the rest of the query is left alone."""
+    assert without_keys(query, RING) == kept

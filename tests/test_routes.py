@@ -1,0 +1,400 @@
+"""Routes: which one a model string means, what its upstream is asked for, and what is suggested."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config import load
+from proxy.patterns import Pattern
+from proxy.routes import Base, Origin, Route, RouteTable, Upstream
+from tests.harness.client import call, chat
+from tests.harness.proxy import serving
+from tests.harness.upstream import Upstream as Scripted
+
+Read = Callable[[str], RouteTable]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Return what reads the lines of `[routes]`."""
+
+    def table(lines: str) -> RouteTable:
+        file = tmp_path / "routes.toml"
+        file.write_text(f"[routes]\n{lines}\n")
+        return load(file, {}).routes
+
+    return table
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+UPSTREAM = Upstream("up", Base(Origin("http", "localhost", 80), ""))
+
+
+def routes(*names: str, listed: tuple[str, ...] = ()) -> RouteTable:
+    return RouteTable(Route(name, Pattern.parse(name), UPSTREAM, listed=listed) for name in names)
+
+
+def sent(table: RouteTable, model: str) -> tuple[str, str]:
+    """Return the upstream that *model* leads to, and what it is asked for there."""
+    route = table.match(model)
+    assert route is not None
+    return route.upstream.name, route.model_sent(model)
+
+
+# Match
+
+
+@pytest.mark.parametrize(
+    ("model", "route"),
+    [
+        ("claude-opus", "claude-opus"),
+        ("claude-opus-4", "claude-opus-*"),
+        ("claude-sonnet", "claude-*"),
+        ("claude-", "claude-*"),
+        ("claude", "*"),
+        ("Claude-opus", "*"),
+        ("qwen/turbo", "qwen/*"),
+        ("qwen/", "qwen/*"),
+        ("qwen", "*"),
+        ("qwen/turbo/x", "qwen/*"),
+        ("xqwen/turbo", "*"),
+        ("", "*"),
+    ],
+)
+def test_exact_before_longest_prefix(model: str, route: str) -> None:
+    """The exact name wins, else the longest prefix; case counts and the slash is part of the name."""
+    table = routes("*", "claude-*", "claude-opus-*", "claude-opus", "qwen/*")
+    found = table.match(model)
+    assert found is not None
+    assert found.name == route
+
+
+@pytest.mark.parametrize("model", ["", "gpt", "GPT-4o", "gpt-4o ", "openai/gpt-4o", "claude", "*"])
+def test_no_match(model: str) -> None:
+    """What no name and no prefix fits leads nowhere."""
+    assert routes("gpt-4o", "claude-*").match(model) is None
+
+
+def test_order_does_not_matter() -> None:
+    """Which route wins does not depend on the order of the file."""
+    names = ("a*", "ab*", "abc*", "abc", "*")
+    for order in (names, names[::-1]):
+        assert [
+            str(found) for found in map(_name(routes(*order)), ("abc", "abcd", "abx", "z"))
+        ] == [
+            "abc",
+            "abc*",
+            "ab*",
+            "*",
+        ]
+
+
+def _name(table: RouteTable) -> Callable[[str], str | None]:
+    def match(model: str) -> str | None:
+        route = table.match(model)
+        return route.name if route else None
+
+    return match
+
+
+@given(
+    st.lists(st.text("ab/*-", min_size=1, max_size=4), unique=True, max_size=12),
+    st.text("ab/-", max_size=6),
+)
+def test_match_is_the_first_candidate(names: list[str], model: str) -> None:
+    """`match` finds what a look at every route would: the first of all candidates."""
+    table = routes(*(name for name in names if "*" not in name[:-1]))
+    candidates = table.candidates(model)
+    assert table.match(model) is (candidates[0] if candidates else None)
+    assert all(route.pattern.matches(model) for route in candidates)
+    assert [route for route in table.routes if route.pattern.matches(model)] == sorted(
+        candidates, key=table.routes.index
+    )
+
+
+# The model sent
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked", "upstream", "model"),
+    [
+        ('"gpt-4o" = "openai/gpt-4o"', "gpt-4o", "openai", "gpt-4o"),
+        ('"old" = "anthropic/claude-sonnet-4-5"', "old", "anthropic", "claude-sonnet-4-5"),
+        ('"m" = "openrouter/openai/gpt-4o"', "m", "openrouter", "openai/gpt-4o"),
+        ('"claude-*" = { upstream = "anthropic" }', "claude-x", "anthropic", "claude-x"),
+        ('"openai/*" = { upstream = "openai" }', "openai/gpt-4o", "openai", "gpt-4o"),
+        ('"openai/*" = { upstream = "openai" }', "openai/openai/x", "openai", "openai/x"),
+        ('"openai/x" = { upstream = "openai" }', "openai/x", "openai", "x"),
+        ('"*" = { upstream = "openai" }', "groq/x", "openai", "groq/x"),
+        ('"*" = { upstream = "openai" }', "openai/x", "openai", "x"),
+        ('"*" = { upstream = "openai" }', "OpenAI/x", "openai", "OpenAI/x"),
+        ('"*" = { upstream = "openai" }', "openai", "openai", "openai"),
+        ('"*" = { upstream = "openai", model = "*" }', "openai/x", "openai", "openai/x"),
+        ('"qwen/*" = { upstream = "groq", model = "*" }', "qwen/turbo", "groq", "turbo"),
+        ('"q/*" = { upstream = "groq", model = "Qwen/*-it" }', "q/7b", "groq", "Qwen/7b-it"),
+        ('"q/*" = { upstream = "groq", model = "*" }', "q/a*b", "groq", "a*b"),
+        ('"q/*" = { upstream = "groq", model = "fixed" }', "q/7b", "groq", "fixed"),
+        ('"gpt-*" = "openai/gpt-*"', "gpt-4o", "openai", "gpt-4o"),
+        ('"gpt-*" = "openai/gpt-4o"', "gpt-3", "openai", "gpt-4o"),
+        ('"x" = { upstream = "openai", model = "y" }', "x", "openai", "y"),
+        ('"x" = { upstream = "openai", model = "openai/y" }', "x", "openai", "openai/y"),
+        ('"c/*" = { base_url = "http://h/v1", model = "*" }', "c/m", "c/*", "m"),
+        ('"c/*" = { base_url = "http://h/v1" }', "c/m", "c/*", "c/m"),
+    ],
+)
+def test_model_sent(read: Read, lines: str, asked: str, upstream: str, model: str) -> None:
+    """The upstream gets `model`, its `*` filled, else what was asked less its own name, cut once."""
+    assert sent(read(lines), asked) == (upstream, model)
+
+
+@pytest.mark.parametrize(
+    ("lines", "via"),
+    [
+        ('a = "b"\nb = "openai/m"', ("b",)),
+        ('b = "openai/m"\na = "b"', ("b",)),
+        ('a = "b"\nb = "c"\nc = "openai/m"', ("b", "c")),
+        ('c = "openai/m"\nb = "c"\na = "b"', ("b", "c")),
+        ('a = "b/c"\n"b/c" = "openai/m"', ("b/c",)),
+        ('a = "openai/x"\n"openai/x" = "openai/m"', ("openai/x",)),
+        ('"a" = "openai/m"', ()),
+        ('a = "b"\nb = { upstream = "openai", model = "m" }', ("b",)),
+        ('a = "m"\nm = { upstream = "openai" }', ("m",)),
+        ('a = "openai/m"\n"openai/m" = { upstream = "openai" }', ("openai/m",)),
+    ],
+)
+def test_aliases(read: Read, lines: str, via: tuple[str, ...]) -> None:
+    """A string names a route, if there is one of that name, else an upstream and its model."""
+    table = read(lines)
+    assert sent(table, "a") == ("openai", "m")
+    route = table.match("a")
+    assert route is not None
+    assert route.via == via
+
+
+def test_route_before_upstream(read: Read) -> None:
+    """Where a string is a route's name and an `upstream/model` too, the route is meant."""
+    table = read('a = "openai/x"\n"openai/x" = "groq/y"')
+    assert sent(table, "a") == ("groq", "y")
+    assert sent(table, "openai/x") == ("groq", "y")
+
+
+def test_own_name_is_no_circle(read: Read) -> None:
+    """A route may be called what its upstream and model are called."""
+    assert sent(read('"openai/gpt-4o" = "openai/gpt-4o"'), "openai/gpt-4o") == ("openai", "gpt-4o")
+
+
+def test_order_of_the_file(read: Read) -> None:
+    """Routes are listed in the order of the file, aliases before what they mean included."""
+    table = read('a = "c"\nb = "a"\nc = "openai/m"\n"d*" = { upstream = "openai" }')
+    assert [route.name for route in table.routes] == ["a", "b", "c", "d*"]
+
+
+def test_alias_of_a_pattern(read: Read) -> None:
+    """A pattern may be an alias of a name, and then every name that fits means that one."""
+    table = read('"old-*" = "new"\nnew = "openai/m"')
+    assert sent(table, "old-1") == sent(table, "old-*") == ("openai", "m")
+
+
+def test_alias_inherits_timeouts(read: Read) -> None:
+    """An alias is the route it means: with its timeouts, but without its list of names."""
+    table = read('a = "b"\nb = { upstream = "openai", timeout = { idle = "7s" }, list = ["b"] }')
+    route = table.match("a")
+    assert route is not None
+    assert route.timeouts.idle == 7
+    assert table.names(route) == ("a",)
+
+
+# Where an upstream is
+
+
+@pytest.mark.parametrize(
+    ("origin", "authority"),
+    [
+        (Origin("https", "api.x.ai", 443), "api.x.ai"),
+        (Origin("http", "api.x.ai", 80), "api.x.ai"),
+        (Origin("http", "api.x.ai", 443), "api.x.ai:443"),
+        (Origin("https", "api.x.ai", 80), "api.x.ai:80"),
+        (Origin("http", "gpu", 8000), "gpu:8000"),
+        (Origin("http", "::1", 80), "[::1]"),
+        (Origin("https", "fd00::1", 8443), "[fd00::1]:8443"),
+    ],
+)
+def test_authority(origin: Origin, authority: str) -> None:
+    """The Host header holds a port only where it is not the scheme's own, and brackets around IPv6."""
+    assert origin.authority == authority
+    assert Base(origin, "/v1").url("x/y") == f"{origin.scheme}://{authority}/v1/x/y"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "path"),
+    [
+        ("chat/completions", "/v1"),
+        ("messages", "/m"),
+        ("messages/count_tokens", "/count"),
+        ("messagesx", "/v1"),
+        ("responses/compact", "/r"),
+    ],
+)
+def test_base_of(suffix: str, path: str) -> None:
+    """A path goes below the longest entry of `paths` that it lies under, else below the base."""
+    origin = Origin("http", "h", 80)
+    paths = [("messages/count_tokens", "/count"), ("responses", "/r"), ("messages", "/m")]
+    upstream = Upstream(
+        "up", Base(origin, "/v1"), paths=tuple((p, Base(origin, to)) for p, to in paths)
+    )
+    assert upstream.base_of(suffix).path == path
+
+
+async def test_sandbox_is_no_host_name() -> None:
+    """An upstream on a host that happens to be called `sandbox` is not the built-in sandbox."""
+    toml = '[upstreams.mine]\nbase_url = "http://sandbox:9/v1"\n[routes]\nm = "mine/echo"'
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, chat())
+        assert got.status == 502
+        assert got.code in ("upstream_dns", "upstream_connect")
+
+
+# Missing model
+
+
+async def test_missing_model_is_default(upstream: Scripted) -> None:
+    """A request without a model asks for the route `default`."""
+    toml = f'[routes]\ndefault = {{ base_url = "{upstream.url}", model = "real" }}'
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, chat(None))
+        assert got.status == 200
+        assert b'"model":"real"' in upstream.requests[0].body
+        assert (await proxy.record())["model"] == "default"
+
+
+@pytest.mark.parametrize("lines", ['other = "sandbox/echo"', 'Default = "sandbox/echo"'])
+async def test_missing_model_without_default(lines: str) -> None:
+    """Without a route `default`, a request without a model is refused with 400."""
+    async with serving(f"[routes]\n{lines}") as proxy:
+        got = await call(proxy.port, chat(None))
+        assert got.status == 400
+        assert got.code == "invalid_model"
+        assert got.json()["error"]["param"] == "model"
+
+
+async def test_hidden_default() -> None:
+    """A surface that does not show `default` has none."""
+    toml = '[server]\nroutes = ["m"]\n[routes]\ndefault = "sandbox/echo"\nm = "sandbox/echo"'
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, chat(None))).status == 400
+
+
+# Suggestions
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        ("gpt-4", "gpt-4o"),
+        ("gtp-4o", "gpt-4o"),
+        ("GPT-4O", "gpt-4o"),
+        ("claude-sonnet", "claude-sonnet-4-5"),
+        ("openai/gpt-4o", "gpt-4o"),
+        ("qwen-turbo", "qwen/qwen-turbo"),
+    ],
+)
+def test_nearest(asked: str, nearest: str) -> None:
+    """A name that is nearly right finds the one that was meant, by its beginning or its end."""
+    table = routes("gpt-4o", "claude-sonnet-4-5", "qwen/qwen-turbo", "mistral-large")
+    near = table.nearest(asked, everything)
+    assert near[0] == nearest
+    assert len(near) <= 3
+
+
+@pytest.mark.parametrize("asked", ["zzzzzz", "", "*", "\x00", "日本語", "\udcff"])
+def test_nothing_near(asked: str) -> None:
+    """What resembles no name gets no suggestion."""
+    assert routes("gpt-4o", "claude-sonnet").nearest(asked, everything) == []
+
+
+def test_patterns_are_not_suggested() -> None:
+    """Suggestions are names that can be asked for: a pattern's `list`, never the pattern."""
+    table = routes("qwen/*", listed=("qwen/turbo",))
+    assert table.nearest("qwen/turb", everything) == ["qwen/turbo"]
+    assert table.nearest("qwen/*", everything) in ([], ["qwen/turbo"])
+
+
+def test_only_visible_suggestions() -> None:
+    """A name that the caller may not see is never suggested, however near it is."""
+    table = routes("secret-model-1", "secret-model-2", "public-model-1")
+    near = table.nearest("secret-model", lambda name: name.startswith("public"))
+    assert near in ([], ["public-model-1"])
+
+
+async def test_suggestions_over_the_wire() -> None:
+    """A 404 suggests what the key and the surface both allow, and names nothing else."""
+    toml = """
+[server]
+routes = ["seen-*"]
+[keys.k]
+secret = "key"
+models = ["seen-a1", "hidden-a1"]
+[routes]
+seen-a1 = "sandbox/echo"
+seen-a2 = "sandbox/echo"
+hidden-a1 = "sandbox/echo"
+"""
+    headers = [(b"Authorization", b"Bearer key")]
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, chat("seen-a"), headers=headers)
+        assert got.status == 404
+        assert got.code == "model_not_found"
+        assert b"seen-a1" in got.body
+        assert b"seen-a2" not in got.body
+        got = await call(proxy.port, chat("hidden-a"), headers=headers)
+        assert b"hidden-a1" not in got.body
+
+
+# Ten thousand
+
+
+@pytest.fixture(scope="module")
+def many() -> RouteTable:
+    """Ten thousand routes, half of them patterns, with long common beginnings and endings."""
+    names = [f"vendor-{n % 50}/family-{n // 50}/model-{n}-instruct" for n in range(5000)]
+    return routes(*names, *(f"{name[:-9]}*" for name in names))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "vendor-7/family-14/model-707-instruct",
+        "vendor-7/family-14/model-707-x",
+        "vendor-7/family-14/model-707",
+        "vendor-7/family-14/modle-707-instruct",
+        "vendor-7",
+        "x" * 100_000,
+        "vendor-7/family-14/" * 10_000,
+        "-instruct",
+    ],
+    ids=lambda model: model[:40],
+)
+def test_ten_thousand_are_quick(many: RouteTable, model: str) -> None:
+    """Among ten thousand routes, a match and a suggestion take no noticeable time."""
+    for work in (many.match, lambda name: many.nearest(name, everything)):
+        best = min(_timed(work, model) for _ in range(5))
+        assert best < 0.02
+
+
+def _timed(work: Callable[[str], object], model: str) -> float:
+    started = perf_counter()
+    work(model)
+    return perf_counter() - started
+
+
+def test_ten_thousand_suggest(many: RouteTable) -> None:
+    """Among ten thousand routes, a slip of the hand still finds the name that was meant."""
+    near = many.nearest("vendor-7/family-14/model-707-instrct", everything)
+    assert near[0] == "vendor-7/family-14/model-707-instruct"

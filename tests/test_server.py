@@ -1,0 +1,391 @@
+"""Listening and leaving: surfaces on TCP and unix sockets, and the order in which a server ends."""
+
+import asyncio
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from proxy.config import load
+from proxy.server import CannotListen, serve
+from tests.harness.client import Client, Pair, call, chat, request
+from tests.harness.proxy import Proxy, process, serving
+from tests.harness.upstream import (
+    CHUNKED,
+    DONE,
+    SSE,
+    Conn,
+    Received,
+    Upstream,
+    answer,
+    chunk,
+    event,
+    hang,
+    head,
+    stream,
+)
+from tests.test_errors import assert_authored
+
+SANDBOX = '[routes]\n"*" = { upstream = "sandbox" }\n'
+HEALTH = request(path="/health", method="GET")
+KEY: list[Pair] = [(b"apikey", b"sk-team-0123456789")]
+
+
+async def ask(path: str, sent: bytes = HEALTH) -> bytes:
+    """Ask the server at the unix socket *path* and return the first line of its answer."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            return (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0]
+    finally:
+        writer.transport.abort()
+
+
+# Surfaces
+
+
+async def test_surfaces(upstream: Upstream, tmp_path: Path) -> None:
+    """Each surface has its own address, paths, auth and view of the routes."""
+    toml = f"""
+        [[surface]]
+        name = "team"
+        listen = ["127.0.0.1:0", "[::1]:0"]
+        base_paths = ["/api/v1"]
+        accept = ["apikey"]
+        routes = ["a", "b/*"]
+        endpoints = ["chat/completions"]
+        [[surface]]
+        name = "mine"
+        listen = "unix:{tmp_path}/s"
+        auth = "none"
+        models = "hidden"
+        [upstreams.up]
+        base_url = "{upstream.url}"
+        [routes]
+        "a" = "up/a"
+        "b/*" = {{ upstream = "up" }}
+        "c" = "up/c"
+        [keys]
+        team = "sk-team-0123456789"
+        """
+    async with serving(toml, listen=None) as proxy:
+        assert proxy.running is not None
+        four, six = proxy.running.addresses["team"]
+        chats, lists = "/api/v1/chat/completions", "/api/v1/models"
+        for port, host in ((four.port, "127.0.0.1"), (six.port, "::1")):
+            async with await Client.connect(port, host) as client:
+                for sent, status in [
+                    (request(chat("a"), chats, KEY), 200),
+                    (request(chat("b/x"), chats, KEY), 200),
+                    (request(chat("c"), chats, KEY), 404),
+                    (request(chat("a"), "/v1/chat/completions", KEY), 404),
+                    (request(chat("a"), "/chat/completions", KEY), 404),
+                    (request(chat("a"), "/api/v1/embeddings", KEY), 404),
+                    (request(chat("a"), chats), 401),
+                    (request(path=lists, method="GET", headers=KEY), 200),
+                ]:
+                    await client.send(sent)
+                    assert (await client.answer()).status == status
+        path = f"{tmp_path}/s"
+        assert (await ask(path, request(chat("c")))).startswith(b"HTTP/1.1 200 ")
+        assert (await ask(path, request(chat("c"), host=b"x.example"))).startswith(b"HTTP/1.1 403 ")
+        assert (await ask(path, request(path="/v1/models", method="GET"))).startswith(
+            b"HTTP/1.1 404 "
+        )
+        await proxy.record(19)
+        assert {record["surface"] for record in proxy.records()} == {"team", "mine"}
+
+
+async def test_unix_socket(tmp_path: Path) -> None:
+    """A unix socket is for its owner alone, and is gone when the server is."""
+    path = tmp_path / "s"
+    async with serving(SANDBOX, listen=f"unix:{path}"):
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
+    assert not path.exists()
+
+
+async def test_unix_socket_in_use(tmp_path: Path) -> None:
+    """The socket of a server that lives is not taken from it."""
+    path = tmp_path / "s"
+    async with serving(SANDBOX, listen=f"unix:{path}"):
+        with pytest.raises(CannotListen, match="in use"):
+            async with serving(SANDBOX, listen=f"unix:{path}"):
+                pass
+        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_unix_socket_left_behind(tmp_path: Path) -> None:
+    """The socket of a server that died is replaced."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    async with serving(SANDBOX, listen=f"unix:{path}"):
+        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_file_in_the_way(tmp_path: Path) -> None:
+    """What is not a socket is never removed."""
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(CannotListen, match=r"in the way|exists"):
+        async with serving(SANDBOX, listen=f"unix:{path}"):
+            pass
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("listen", ["unix:/nonexistent/s", "192.0.2.1:8080", "unix:/" + "x" * 200])
+async def test_cannot_listen(listen: str) -> None:
+    """An address that cannot be had is told in one line that names it."""
+    toml = f'[keys]\na = "sk-team-0123456789"\n{SANDBOX}'
+    with pytest.raises(CannotListen) as caught:
+        async with serving(toml, listen=listen):
+            pass
+    assert listen in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_port_in_use() -> None:
+    """A port that is taken is told, and what was opened before is closed again."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        before = open_files()
+        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: .*in use"):
+            async with serving(SANDBOX, listen=f"127.0.0.1:{port}"):
+                pass
+        assert open_files() == before
+
+
+# Nothing is left
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_nothing_is_left(upstream: Upstream) -> None:
+    """When a server has ended its tasks, threads and files are gone, whatever was going on."""
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n"s" = "sandbox/echo"\n'
+    tasks, files = len(asyncio.all_tasks()), open_files()
+    clients = []
+    upstream.will(answer(), stream(event(b"{}"), end="hang"), hang())
+    async with serving(toml) as proxy:
+        for sent in (
+            request(chat()),
+            request(chat(stream=True)),
+            request(chat()),
+            request(chat())[:-1],
+            request(chat("s")),
+            request(chat())[:30],
+            b"",
+        ):
+            client = await Client.connect(proxy.port)
+            clients.append(client)
+            await client.send(sent)
+            await asyncio.sleep(0.05)
+    for client in clients:
+        await client.closed()
+        client.close()
+    for conn in upstream.connections:
+        async with asyncio.timeout(5):
+            await conn.gone.wait()
+    async with asyncio.timeout(5):
+        while len(asyncio.all_tasks()) > tasks or open_files() > files:
+            await asyncio.sleep(0.01)
+
+
+# Leaving
+
+
+@contextmanager
+def gone(port: int) -> Iterator[None]:
+    """Expect nobody to listen on *port* afterwards."""
+    yield
+    with socket.socket() as sock, pytest.raises(ConnectionRefusedError):
+        sock.connect(("127.0.0.1", port))
+
+
+async def inflight(proxy: Proxy, count: int) -> None:
+    """Wait until *count* exchanges are in flight."""
+    assert proxy.running is not None
+    async with asyncio.timeout(5):
+        while proxy.running.gate.inflight != count:
+            await asyncio.sleep(0.005)
+
+
+async def test_drain(upstream: Upstream) -> None:
+    """While a server leaves, what is running finishes and nothing new begins."""
+    go = asyncio.Event()
+
+    async def step(conn: Conn, seen: Received) -> None:
+        streams = b'"stream":true' in seen.body
+        if streams:
+            await conn.send(head(headers=[SSE, CHUNKED]) + chunk(event(b"{}")))
+        await go.wait()
+        await (conn.send(chunk(DONE) + b"0\r\n\r\n") if streams else answer()(conn, seen))
+
+    upstream.will(step)
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n'
+    async with (
+        serving(toml) as proxy,
+        await Client.connect(proxy.port) as idle,
+        await Client.connect(proxy.port) as half,
+        await Client.connect(proxy.port) as streaming,
+        await Client.connect(proxy.port) as waiting,
+        await Client.connect(proxy.port) as sending,
+    ):
+        await idle.send(HEALTH)
+        assert (await idle.answer()).status == 200
+        await half.send(request(chat())[:40])
+        await streaming.send(request(chat(stream=True)))
+        await streaming.reader.readuntil(b"{}\n\n\r\n")
+        await waiting.send(request(chat()))
+        await sending.send(request(chat())[:-5])
+        await inflight(proxy, 3)
+        assert proxy.running is not None
+        with gone(proxy.port):
+            draining = asyncio.create_task(proxy.running.drain(10))
+            assert await idle.closed() == b""
+            assert await half.closed() == b""
+            await sending.send(request(chat())[-5:])
+            go.set()
+            assert await streaming.closed() == chunk(DONE) + b"0\r\n\r\n"
+            for client in (waiting, sending):
+                got = await client.answer()
+                assert (got.status, got.body) == (200, b'{"ok":true}')
+                assert got.value(b"connection") == b"close"
+                assert await client.closed() == b""
+            async with asyncio.timeout(2):
+                await draining
+        await proxy.record(3)
+        assert {record["outcome"] for record in proxy.records()} == {"ok"}
+
+
+LAST = {
+    "/v1/chat/completions": b'data: {"error":{',
+    "/v1/messages": b"event: error\ndata: ",
+    "/v1/responses": b"event: error\ndata: ",
+}
+
+
+async def test_drain_ends(upstream: Upstream) -> None:
+    """What has not finished in time is ended, and each caller is told so in its own dialect."""
+    upstream.will(stream(event(b'{"x":1}'), end="hang"))
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n'
+    async with serving(toml) as proxy:
+        clients = {path: await Client.connect(proxy.port) for path in LAST}
+        for path, client in clients.items():
+            await client.send(request(chat(stream=True), path))
+            await client.reader.readuntil(b"}\n\n\r\n")
+        upstream.will(hang())
+        async with (
+            await Client.connect(proxy.port) as waiting,
+            await Client.connect(proxy.port) as sending,
+        ):
+            await waiting.send(request(chat()))
+            await sending.send(request(chat())[:-5])
+            await inflight(proxy, 5)
+            assert proxy.running is not None
+            async with asyncio.timeout(3):
+                await proxy.running.drain(0.1)
+            for client in (waiting, sending):
+                got = await client.answer()
+                assert_authored(got, 503, "server_error", "proxy_shutdown", closes=True)
+        for path, client in clients.items():
+            last = await client.closed()
+            size, _, text = last.partition(b"\r\n")
+            assert int(size, 16) == len(text) - 2  # one chunk, and not the one that ends it all
+            assert text.startswith(LAST[path])
+            told = orjson.loads(text.partition(b"data: ")[2])
+            assert "shutting down" in (told.get("error") or told)["message"]
+            client.close()
+        await proxy.record(5)
+        for record in proxy.records():
+            assert (record["outcome"], record["error"]) == ("shutdown", "proxy_shutdown")
+        assert proxy.running.gate.inflight == 0
+    for conn in upstream.connections:
+        async with asyncio.timeout(5):
+            await conn.gone.wait()
+
+
+async def test_terminated(upstream: Upstream) -> None:
+    """A process that is told to stop finishes what is running, and ends in order."""
+    upstream.will(stream(event(b"{}"), event(b"{}"), DONE, pause=0.2))
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n'
+    async with process(toml) as proxy, await Client.connect(proxy.port) as client:
+        await client.send(request(chat(stream=True)))
+        await client.reader.readuntil(b"{}\n\n")
+        assert proxy.process is not None
+        proxy.process.terminate()
+        assert (await client.closed()).endswith(chunk(DONE) + b"0\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert await proxy.process.wait() == 0
+        assert (await proxy.record())["outcome"] == "ok"
+
+
+async def test_told_twice(upstream: Upstream) -> None:
+    """A process that is told twice does not wait."""
+    upstream.will(hang())
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n'
+    async with process(toml) as proxy, await Client.connect(proxy.port) as client:
+        await client.send(request(chat()))
+        async with asyncio.timeout(5):
+            while not upstream.requests:
+                await asyncio.sleep(0.01)
+        assert proxy.process is not None
+        proxy.process.terminate()
+        async with asyncio.timeout(5):
+            while not any(line["event"] == "draining" for line in proxy.lines()):
+                await asyncio.sleep(0.01)
+        proxy.process.terminate()
+        got = await client.answer(seconds=3)
+        assert (got.status, got.code) == (503, "proxy_shutdown")
+        async with asyncio.timeout(5):
+            assert await proxy.process.wait() == 0
+
+
+# Starting
+
+
+async def test_parser_is_the_strict_one(tmp_path: Path) -> None:
+    """On the library's lenient parser the proxy does not start, and says why in one line."""
+    file = tmp_path / "routes.toml"
+    file.write_text(SANDBOX)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "proxy", "serve", "-c", str(file), "--listen", "127.0.0.1:0"),
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path.cwd()),
+            "AIOHTTP_NO_EXTENSIONS": "1",
+        },
+    )
+    async with asyncio.timeout(20):
+        _, written = await child.communicate()
+    assert child.returncode == 1
+    assert written.count(b"\n") == 1
+    assert b"parser" in written
+
+
+async def test_sandbox_needs_nothing(tmp_path: Path) -> None:
+    """The shipped upstream answers through the same road as any other, on whatever fd the log is."""
+    file = tmp_path / "routes.toml"
+    file.write_text(SANDBOX)
+    with (tmp_path / "log").open("wb") as log:
+        snapshot = load(file, {}, listen="127.0.0.1:0")
+        async with serve(snapshot, log.fileno()) as running:
+            port = running.addresses["main"][0].port
+            assert (await call(port, chat("sandbox/echo"))).status == 200
+    record = orjson.loads((tmp_path / "log").read_bytes())
+    assert (record["upstream"], record["attempts"][0]["phase"]) == ("sandbox", "streaming")

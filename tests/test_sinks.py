@@ -1,0 +1,268 @@
+"""The log: what a line looks like whatever is in it, and what happens when nobody reads it."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from proxy import sinks
+from proxy.config import load
+from proxy.server import serve
+from proxy.sinks import LineWriter, Log
+from tests.harness.client import Client, Pair, call, chat, request
+from tests.harness.proxy import Proxy, serving
+from tests.harness.upstream import Upstream
+
+NOWHERE = request(path="/nowhere", method="GET")
+
+
+@asynccontextmanager
+async def logging_to(fd: int, toml: str, directory: Path) -> AsyncIterator[int]:
+    """Serve *toml* with *fd* for a log; the value is the port."""
+    file = directory / "routes.toml"
+    file.write_text(toml)
+    async with serve(load(file, {}, listen="127.0.0.1:0"), fd) as running:
+        yield running.addresses["main"][0].port
+
+
+async def ask(port: int, count: int) -> None:
+    """Have *count* requests answered, each of which leaves a line."""
+    async with await Client.connect(port) as client:
+        for batch in range(0, count, 20):
+            size = min(20, count - batch)
+            await client.send(NOWHERE * size)
+            for _ in range(size):
+                assert (await client.answer(seconds=5)).status == 404
+
+
+SANDBOX = '[routes]\n"*" = { upstream = "sandbox" }\n'
+
+
+# A log that nobody reads
+
+
+class Pipe:
+    """A pipe that can be filled, and emptied into *content*."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        self.content = b""
+        self._thread: threading.Thread | None = None
+
+    def fill(self) -> None:
+        """Leave no room for a single byte."""
+        os.set_blocking(self.writer, False)
+        for size in (4096, 1):
+            try:
+                while True:
+                    os.write(self.writer, b" " * (size - 1) + b"\n")
+            except BlockingIOError:
+                pass
+        os.set_blocking(self.writer, True)
+
+    def read(self) -> None:
+        """Read from now on, to the end."""
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while piece := os.read(self.reader, 65536):
+            self.content += piece
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what was read, when all of it was."""
+        os.close(self.writer)
+        assert self._thread is not None
+        self._thread.join()
+        return [orjson.loads(line) for line in self.content.split(b"\n") if line.strip()]
+
+
+@contextmanager
+def piped() -> Iterator[Pipe]:
+    pipe = Pipe()
+    try:
+        yield pipe
+    finally:
+        os.close(pipe.reader)
+
+
+async def test_blocked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that nobody reads stops nothing; what was lost is counted once it flows again."""
+    monkeypatch.setattr(sinks, "QUEUE_LINES", 500)
+    with piped() as pipe:
+        pipe.fill()
+        async with logging_to(pipe.writer, SANDBOX, tmp_path) as port:
+            await ask(port, 3_000)
+            assert (await call(port, chat())).status == 200
+            pipe.read()
+            async with asyncio.timeout(5):
+                while b"\n{" not in pipe.content:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            await ask(port, 10)
+        lines = pipe.lines()
+        lost = sum(line.get("log_lines_dropped", 0) for line in lines)
+        assert len(lines) >= 510
+        assert lost > 2_000
+        assert len(lines) + lost == 3_011
+
+
+async def test_log_that_stays_blocked(tmp_path: Path) -> None:
+    """A log that nobody ever reads again does not keep the proxy from leaving."""
+    with piped() as pipe:
+        pipe.fill()
+        async with asyncio.timeout(10):
+            async with logging_to(pipe.writer, SANDBOX, tmp_path) as port:
+                await ask(port, 20)
+        pipe.read()
+        assert len(pipe.lines()) <= 20
+
+
+async def test_log_that_never_waits(tmp_path: Path) -> None:
+    """A log that somebody else made non-blocking loses nothing and breaks no line when it is full."""
+    with piped() as pipe:
+        pipe.fill()
+        os.set_blocking(pipe.writer, False)
+        os.read(pipe.reader, 8192)  # room for a part of what comes
+        async with logging_to(pipe.writer, SANDBOX, tmp_path) as port:
+            await ask(port, 60)
+            await asyncio.sleep(3 * sinks.GATHER_SECONDS)
+            pipe.read()
+            await ask(port, 60)
+        assert len(pipe.lines()) == 120
+
+
+async def test_closed_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A log whose reader is gone stops nothing either."""
+    pipe = Pipe()
+    os.close(pipe.reader)
+    async with logging_to(pipe.writer, SANDBOX, tmp_path) as port:
+        for _ in range(3):
+            await ask(port, 100)
+            await asyncio.sleep(2 * sinks.GATHER_SECONDS)
+        assert (await call(port, chat())).status == 200
+    os.close(pipe.writer)
+    assert caplog.records == []
+
+
+async def test_lines_are_whole_and_in_order() -> None:
+    """What is written comes out in order, all of it by the time the writer is closed."""
+    with piped() as pipe:
+        pipe.read()
+        writer = LineWriter(pipe.writer)
+        for number in range(10_000):
+            writer.write(b'{"n":%d,"text":"%b"}\n' % (number, b"x" * (number % 500)))
+            if number % 1000 == 0:
+                await asyncio.sleep(0.06)
+        writer.close()
+        assert [line["n"] for line in pipe.lines()] == list(range(10_000))
+        assert writer.dropped == 0
+
+
+# What a line looks like
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_strange_text(upstream: Upstream, log_format: str) -> None:
+    """Whatever a stranger sends, it takes exactly one line, of valid text, of a bounded length."""
+    toml = f"""
+        [routes."*"]
+        base_url = "{upstream.url}"
+        model = "*"
+        [log]
+        format = "{log_format}"
+        """
+    models = [
+        '"\\ud83d"',
+        '"\\ude00 \\ud83d"',
+        '"a\\nb\\r\\nc"',
+        '"\\u0000\\u001b[31m\\u0085\\u2028\\u2029"',
+        '"ключ\U0001f600"',
+        '"' + "x" * 1_000_000 + '"',
+    ]
+    headers: list[Pair] = [(b"X-Text", b"\xff\xfe"), (b"User-Agent", b"\x80\xe2\x82")]
+    sent = [request(f'{{"model":{model}}}'.encode(), headers=headers) for model in models]
+    sent += [
+        request(path="/%ff%0a%1b[31m?%0a", method="GET"),
+        request(path="/" + "x" * 15_000, method="GET"),
+        request(path="/\xff\xe9\x85", method="GET"),
+        b"\xff\xfe\n\x1b[31m {} \r\n\r\n",
+    ]
+    async with serving(toml) as proxy:
+        for data in sent:
+            async with await Client.connect(proxy.port) as client:
+                await client.send(data)
+                await client.answer()
+        async with asyncio.timeout(5):
+            while proxy.log.read_bytes().count(b"\n") < len(sent):
+                await asyncio.sleep(0.01)
+        written = proxy.log.read_bytes()
+    lines = written.decode("utf-8").splitlines()  # which also splits at U+2028 and U+0085
+    assert written.endswith(b"\n")
+    if log_format == "json":
+        for line in written.splitlines():
+            assert orjson.loads(line)["event"] == "exchange"
+        assert written.count(b"\n") == len(sent)
+    else:
+        assert len(lines) == len(sent)
+        assert all(line.isprintable() for line in lines)
+    assert max(map(len, written.splitlines())) < 20_000
+
+
+async def test_console(proxy: Proxy, upstream: Upstream) -> None:
+    """For a person a line says what was asked, where it went and what came of it."""
+    toml = f"""
+        [upstreams.up]
+        base_url = "{upstream.url}"
+        [routes]
+        "m" = "up/other"
+        [log]
+        format = "console"
+        """
+    async with serving(toml) as console:
+        await call(console.port, chat())
+        await call(console.port, chat("nothing"))
+        await call(console.port, path="/nowhere", method="GET")
+        async with asyncio.timeout(5):
+            while console.log.read_bytes().count(b"\n") < 3:
+                await asyncio.sleep(0.01)
+        first, second, third = console.log.read_text().splitlines()
+    assert first[2] == first[5] == ":"
+    assert first[9:].startswith("POST /v1/chat/completions m → up/other 200 ok ")
+    assert second[9:].startswith(
+        "POST /v1/chat/completions nothing 404 client_error (model_not_found) "
+    )
+    assert third[9:].startswith("GET /nowhere")
+    assert third.endswith(" ms")
+
+
+async def test_auto_is_json_where_nobody_looks(proxy: Proxy) -> None:
+    """Unless it is a terminal, a log is JSON."""
+    await call(proxy.port, chat())
+    assert (await proxy.record())["event"] == "exchange"
+
+
+async def test_events_are_of_the_same_form(tmp_path: Path) -> None:
+    """What is not an exchange begins as those do: time, level, event; a traceback is one field."""
+    file = tmp_path / "log"
+    with file.open("wb") as out:
+        writer = LineWriter(out.fileno())
+        log = Log(writer, console=False, level="info")
+        log.events.debug("too quiet")
+        log.events.info("ready", listen=["127.0.0.1:1"], odd="\udcff")
+        try:
+            raise ValueError("why")
+        except ValueError:
+            log.events.exception("internal_error", request_id="req_1")
+        writer.close()
+    ready, internal = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+    assert list(ready)[:3] == ["ts", "level", "event"]
+    assert (ready["level"], ready["event"]) == ("info", "ready")
+    assert internal["level"] == "error"
+    assert "ValueError: why" in internal["exception"]

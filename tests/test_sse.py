@@ -1,0 +1,366 @@
+"""What is known of a stream that goes by, however it is written and however it is split."""
+
+import itertools
+import json
+import re
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from proxy.dialects import Ending
+from proxy.sse import HELD_BYTES, Tap
+
+# The oracle is a plain reading of WHATWG HTML section 9.2.6, of the whole stream at once.
+
+Event = tuple[bytes, bytes]
+
+
+def parse(stream: bytes) -> tuple[list[Event], bool]:
+    """Return the events of *stream*, type and data, and whether it ends between two of them."""
+    lines = re.split(rb"\r\n|\n|\r", stream)
+    rest = lines.pop()
+    between = not rest and (not lines or lines[-1] == b"")
+    events: list[Event] = []
+    kind = b""
+    data: list[bytes] = []
+    for index, line in enumerate(lines):
+        if index == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            if data or kind:
+                events.append((kind, b"\n".join(data)))
+            kind, data = b"", []
+            continue
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"event":
+            kind = value
+        elif name == b"data":
+            data.append(value)
+    return events, between
+
+
+def facts(ending: Ending, stream: bytes) -> tuple[bool, bool, bool]:
+    """Return what a tap is to know after *stream*: between, finished, over."""
+    events, between = parse(stream)
+    finished = over = False
+    for kind, data in events:
+        if over:
+            break
+        if ending is Ending.MESSAGES:
+            over = kind == b"message_stop"
+        elif ending is Ending.RESPONSES:
+            over = kind in (b"response.completed", b"response.incomplete", b"response.failed")
+        else:
+            over = data == b"[DONE]"
+            if ending is Ending.CHAT and not over:
+                finished = _reasons(data, finished)
+    return between, finished or over, over
+
+
+def _reasons(data: bytes, before: bool) -> bool:
+    try:
+        choices = json.loads(data)["choices"]
+        reasons = [choice.get("finish_reason") for choice in choices]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return before
+    return all(reasons) if reasons else before
+
+
+def tapped(ending: Ending, pieces: Iterable[bytes]) -> tuple[bool, bool, bool]:
+    """Return what a tap knows after *pieces*."""
+    tap = Tap(ending)
+    for piece in pieces:
+        tap.feed(piece)
+    return tap.between, tap.finished, tap.over
+
+
+def split(stream: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    places = sorted({cut % (len(stream) or 1) for cut in cuts} | {0, len(stream)})
+    return (stream[a:b] for a, b in itertools.pairwise(places) if a != b)
+
+
+def _chunk(*reasons: str | None, content: str = "hi") -> bytes:
+    choices = [
+        {"index": index, "delta": {"content": content}, "finish_reason": reason}
+        for index, reason in enumerate(reasons)
+    ]
+    return json.dumps({"id": "x", "choices": choices}).encode()
+
+
+CONTENTS = st.sampled_from(
+    [
+        '"finish_reason":"stop"',
+        '{"choices":[{"finish_reason":"stop"}]}',
+        "data: [DONE]",
+        "\n\ndata: [DONE]\n\n",
+        "event: message_stop\n\n",
+        "\r\n\r\n",
+        "é😀",
+        "\u2028\u0085",
+    ]
+)
+DATA = st.one_of(
+    st.builds(_chunk, st.none() | st.sampled_from(["stop", "length", ""]), content=CONTENTS),
+    st.builds(_chunk, st.none() | st.just("stop"), st.none() | st.just("stop")),
+    st.sampled_from(
+        [
+            b"[DONE]",
+            b"",
+            b"not json",
+            b"[DONE",
+            b'{"choices":[],"usage":{"total_tokens":1}}',
+            b'{"choices":null}',
+            b'{"choices":[{"delta":{"finish_reason":"stop"}}]}',
+            b'{"finish_reason":"stop"}',
+            b'{"x":{"choices":[{"finish_reason":"stop"}]},"choices":[{"finish_reason":null}]}',
+            b'{"choices":[{"finish_reason" : "stop"}]}',
+            b'{"type":"message_stop"}',
+        ]
+    ),
+)
+TYPES = st.sampled_from(
+    [b"", b"message_stop", b"ping", b"response.completed", b"response.failed", b"response.created"]
+)
+LINE_ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
+COMMENTS = st.sampled_from([b": ping", b":", b":data: [DONE]", b"id: 1", b"retry: 10", b"datax: y"])
+
+
+@st.composite
+def events(draw: st.DrawFn) -> list[bytes]:
+    """Draw the lines of one event, the empty one included."""
+    lines = draw(st.lists(COMMENTS, max_size=2))
+    kind = draw(TYPES)
+    space = draw(st.sampled_from([b"", b" "]))
+    if kind:
+        lines.append(b"event:" + space + kind)
+    lines.append(b"data:" + space + draw(DATA))
+    lines += draw(st.lists(COMMENTS, max_size=1))
+    return [*lines, b"", *draw(st.lists(st.just(b""), max_size=2))]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """Draw a stream, perhaps one that breaks off."""
+    lines = [line for event in draw(st.lists(events(), max_size=5)) for line in event]
+    one = draw(st.none() | LINE_ENDS)
+    stream = b""
+    for line in lines:
+        end = one or draw(LINE_ENDS)
+        if stream.endswith(b"\r") and not line and end == b"\n":
+            end = b"\r"  # else the two would be one line end, and two events one
+        stream += line + end
+    if draw(st.booleans()):
+        stream = stream[: draw(st.integers(0, len(stream)))]
+    return draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"])) + stream
+
+
+CHECKED = [Ending.CHAT, Ending.DONE, Ending.MESSAGES, Ending.RESPONSES]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(CHECKED), streams(), st.lists(st.integers(0, 2000), max_size=12))
+@example(Ending.CHAT, b"data: x\r\n\r\n", [10])
+@example(Ending.CHAT, b"data: x\n\n\n", [9])
+@example(Ending.CHAT, b"\ndata: x\n\n", [1])
+@example(Ending.CHAT, b"\xef\xbb\xbfdata: [DONE]\n\n", [])
+@example(Ending.MESSAGES, b"\xef\xbb\xbfevent: message_stop\n\n", [])
+def test_any_split(ending: Ending, stream: bytes, cuts: list[int]) -> None:
+    """However a stream is split, what is known of it at the end is what its events say."""
+    assert tapped(ending, split(stream, cuts)) == facts(ending, stream)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(CHECKED), streams())
+def test_byte_by_byte(ending: Ending, stream: bytes) -> None:
+    """At no byte of a stream is more or less known than what has passed by then says."""
+    tap = Tap(ending)
+    for index in range(len(stream)):
+        tap.feed(stream[index : index + 1])
+        between, finished, over = facts(ending, stream[: index + 1])
+        assert (tap.finished, tap.over) == (finished, over)
+        assert tap.between == between
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize(
+    ("ending", "lines"),
+    [
+        (Ending.CHAT, [b"data: [DONE]", b""]),
+        (Ending.CHAT, [b"data:[DONE]", b""]),
+        (Ending.CHAT, [b": done", b"data: [DONE]", b""]),
+        (Ending.DONE, [b"data: {}", b"", b"data: [DONE]", b""]),
+        (Ending.MESSAGES, [b"event: message_stop", b'data: {"type":"message_stop"}', b""]),
+        (Ending.MESSAGES, [b"data: {}", b"event:message_stop", b""]),
+        (Ending.RESPONSES, [b"event: response.completed", b"data: {}", b""]),
+        (Ending.RESPONSES, [b"event: response.incomplete", b"data: {}", b""]),
+        (Ending.RESPONSES, [b"event: response.failed", b"data: {}", b""]),
+    ],
+)
+def test_markers(ending: Ending, lines: list[bytes], end: bytes) -> None:
+    """Each dialect's marker is seen wherever the stream is cut in two, and nothing follows it."""
+    stream = b"data: {}" + end * 2 + b"".join(line + end for line in lines)
+    for cut in range(1, len(stream)):
+        assert tapped(ending, [stream[:cut], stream[cut:]]) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("ending", "event"),
+    [
+        (Ending.CHAT, b"data: [DONE"),
+        (Ending.CHAT, b'data: "data: [DONE]"'),
+        (Ending.CHAT, b"data: x [DONE]"),
+        (Ending.CHAT, b": [DONE]"),
+        (Ending.CHAT, b": data: [DONE]"),
+        (Ending.CHAT, b"event: message_stop\ndata: {}"),
+        (Ending.CHAT, b"data: " + _chunk(None, content='"finish_reason":"stop"')),
+        (Ending.CHAT, b'data: {"choices":[{"delta":{"finish_reason":"stop"}}]}'),
+        (Ending.CHAT, b'data: {"finish_reason":"stop"}'),
+        (Ending.CHAT, b'data: {"choices":[{"finish_reason":"stop"},{"finish_reason":null}]}'),
+        (Ending.CHAT, b'data: {"choices":[{"finish_reason":""}]}'),
+        (Ending.CHAT, b'data: {"choices":[{"finish_reason":"stop"'),
+        (Ending.DONE, b"data: " + _chunk("stop")),
+        (Ending.MESSAGES, b"event: message_stopped\ndata: {}"),
+        (Ending.MESSAGES, b'data: {"type":"message_stop"}'),
+        (Ending.MESSAGES, b"data: [DONE]"),
+        (Ending.RESPONSES, b"event: response.created\ndata: {}"),
+        (Ending.RESPONSES, b"event: response.completed.not\ndata: {}"),
+        (Ending.NONE, b"data: [DONE]"),
+        (Ending.NONE, b"data: " + _chunk("stop")),
+    ],
+)
+def test_not_a_marker(ending: Ending, event: bytes) -> None:
+    """What only looks like a marker finishes nothing."""
+    assert tapped(ending, [event + b"\n\n"]) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "finished"),
+    [
+        ([_chunk("stop")], True),
+        ([_chunk("length", "stop")], True),
+        ([_chunk("stop", None)], False),
+        ([_chunk("stop"), b'{"choices":[],"usage":{}}'], True),
+        ([_chunk("stop"), b'{"choices":[{"index":1,"delta":{}}]}'], False),
+        ([_chunk("stop"), _chunk(None), _chunk("stop")], True),
+        ([_chunk("stop"), b"[nonsense"], True),
+        ([b'{"choices":[{"message":{"content":"all at once"},"finish_reason":"stop"}]}'], True),
+    ],
+)
+def test_finish_reasons(chunks: list[bytes], finished: bool) -> None:
+    """A chat has finished when a chunk's choices all have a reason, until another one goes on."""
+    stream = b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)
+    assert tapped(Ending.CHAT, [stream]) == (True, finished, False)
+    assert tapped(Ending.CHAT, split(stream, range(0, 2000, 7))) == (True, finished, False)
+
+
+def test_finish_in_several_data_lines() -> None:
+    """A chunk that is written over several lines of data counts like any other."""
+    stream = b'data: {"choices":\ndata: [{"finish_reason": "stop"}]}\n\n'
+    assert tapped(Ending.CHAT, [stream]) == (True, True, False)
+
+
+@pytest.mark.parametrize("stream", [b"", b"\n", b"\r\n", b"\n\n\n", b"data: x\n\n", b": c\r\r"])
+def test_between(stream: bytes) -> None:
+    """Between two events is where the last line was empty, or where nothing has come yet."""
+    tap = Tap(Ending.CHAT)
+    assert tap.between
+    for index in range(len(stream)):
+        tap.feed(stream[index : index + 1])
+    assert tap.between
+    tap.feed(b"d")
+    assert not tap.between
+
+
+def test_checked() -> None:
+    """Only a stream whose marker is known can be found wanting."""
+    assert [ending for ending in Ending if not Tap(ending).checked] == [Ending.NONE]
+
+
+SIZES = [HELD_BYTES - 1, HELD_BYTES, HELD_BYTES + 1, 2**20]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("piece", [1448, 65536, 2**30])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_long_events(size: int, piece: int, end: bytes) -> None:
+    """An event too long to hold is passed over, and what follows it is seen."""
+    stream = b"data: " + b"x" * size + end * 2
+    assert tapped(Ending.CHAT, split(stream, range(0, len(stream), piece))) == (True, False, False)
+    longer = stream + b"data: [DONE]" + end * 2
+    assert tapped(Ending.CHAT, split(longer, range(0, len(longer), piece))) == (True, True, True)
+
+
+@pytest.mark.parametrize("piece", [1448, 2**30])
+def test_finish_at_the_end_of_a_large_event(piece: int) -> None:
+    """A whole answer in one chunk has finished, as long as it can be held until its end."""
+    stream = b"data: " + _chunk("stop", content="x" * (HELD_BYTES - 2000)) + b"\n\n"
+    assert tapped(Ending.CHAT, split(stream, range(0, len(stream), piece))) == (True, True, False)
+
+
+def test_inside_a_long_event() -> None:
+    """In the middle of an event too long to hold, one is not between two events."""
+    tap = Tap(Ending.CHAT)
+    for _ in range(4):
+        tap.feed(b"data: " + b"x" * HELD_BYTES)
+        assert not tap.between
+    tap.feed(b"\n")
+    assert not tap.between
+    tap.feed(b"\n")
+    assert tap.between
+
+
+def _cpu(ending: Ending, stream: bytes, piece: int) -> float:
+    pieces = list(split(stream, range(0, len(stream), piece)))
+    before = time.process_time()
+    tapped(ending, pieces)
+    return time.process_time() - before
+
+
+SHAPES: dict[str, Any] = {
+    "one line": lambda n: b"data: " + b"x" * n,
+    "many lines": lambda n: b"data: x\n" * (n // 8),
+    "line ends": lambda n: b"\n" * n,
+    "carriage returns": lambda n: b"\r" * n,
+    "events": lambda n: (b"data: " + _chunk(None) + b"\n\n") * (n // 90),
+    "finishes": lambda n: b'data: {"choices":[{"finish_reason":"x"}]}\n\n' * (n // 43),
+    "finish look-alikes": lambda n: b"data: " + b'"finish_reason":"' * (n // 17) + b"\n\n",
+}
+
+
+@pytest.mark.parametrize("piece", [1448, 65536, 2**30])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_time_is_linear(shape: str, piece: int) -> None:
+    """A stream costs a little for every byte of it, whatever those bytes are."""
+    assert _cpu(Ending.CHAT, SHAPES[shape](2**20), piece) < 1.0
+
+
+@pytest.mark.parametrize("piece", [1448, 65536, 2**30])
+def test_a_line_of_twenty_megabytes(piece: int) -> None:
+    """A line of 20 MiB takes no longer, byte for byte, than a short one."""
+    assert _cpu(Ending.CHAT, SHAPES["one line"](20 * 2**20), piece) < 3.0
+
+
+@pytest.mark.parametrize("piece", [1, 16])
+def test_a_dribbled_event(piece: int) -> None:
+    """An event that comes in crumbs is not searched anew for every crumb."""
+    assert _cpu(Ending.CHAT, SHAPES["one line"](60_000), piece) < 1.5
+
+
+def test_memory_is_bounded() -> None:
+    """Of a line that does not end, no more is kept than is looked at."""
+    pieces = [b"data: " + b"x" * 8000] * 512
+    tap = Tap(Ending.CHAT)
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            tap.feed(piece)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * HELD_BYTES

@@ -1,0 +1,865 @@
+"""What was sent is what arrives, but for the edits that docs/edits.md lists: in both directions, over
+real sockets, whatever is sent.
+
+The oracle reads its exceptions from that page, and knows nothing of the program's own code: a
+difference that the page does not announce is a fault, and so is an announced edit that is not made.
+"""
+
+import asyncio
+import gzip
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.harness.client import Client
+from tests.harness.proxy import serving
+from tests.harness.upstream import Conn, Received, Upstream
+
+Pair = tuple[bytes, bytes]
+PAGE = Path(__file__).parent.parent / "docs" / "edits.md"
+
+
+# The tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: the *names* it speaks of, *what* happens to them, and *when*."""
+
+    names: tuple[str, ...]
+    what: str
+    when: str
+
+
+WHATS = {"removed", "replaced", "added", "added if absent", "inserted"}
+NOT_HEADERS = {
+    "target",
+    "query: key",
+    "body: model",
+    "trailers",
+    "interim answers",
+    "body: a last event",
+}
+WHENS = {
+    "always",
+    "where it holds a key of this proxy",
+    "unless the surface says passthrough",
+    "where its table sets them",
+    "where the dialect needs them",
+    'where the body says "stream": true',
+    "where the route sends another name",
+    "where it was missing",
+    "where a body comes without Content-Length",
+    "where the connection ends with the answer",
+    "on a checked stream",
+    "on a stream",
+    "where a checked stream breaks",
+}
+
+
+@cache
+def rows(title: str) -> tuple[Row, ...]:
+    """Read the table under the heading that begins with *title*."""
+    section = PAGE.read_text().split(f"\n## {title}")[1].split("\n## ")[0]
+    found = []
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            names, what, when = (cell.strip() for cell in line.strip("|").split(" | "))
+            found.append(
+                Row(
+                    tuple(re.findall("`([^`]+)`", names)), what.split(":")[0], when.replace("`", "")
+                )
+            )
+    return tuple(found)
+
+
+# The oracle
+
+
+@dataclass(frozen=True)
+class Message:
+    """One request or answer, its framing taken off."""
+
+    head: bytes
+    body: bytes
+
+    @property
+    def line(self) -> bytes:
+        return self.head.split(b"\r\n", 1)[0]
+
+    @property
+    def headers(self) -> list[Pair]:
+        lines = self.head.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]
+        pairs = (line.partition(b":") for line in lines)
+        return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+    def values(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+@dataclass
+class Given:
+    """What is known of an exchange beforehand: the *facts* that hold of it, what the names in angle
+    brackets stand for in it, and the values that our own headers must have.
+    """
+
+    facts: set[str]
+    named: dict[str, list[Pair]] = field(default_factory=dict)
+    values: dict[str, bytes] = field(default_factory=dict)
+
+
+def header_differences(title: str, before: Message, after: Message, known: Given) -> Iterator[str]:
+    """Say how the headers of *after* differ from those of *before*, but for the table's edits."""
+    nominated = {
+        token.strip().lower()
+        for value in before.values(b"connection")
+        for token in value.split(b",")
+    }
+    named = {
+        "<named by Connection>": [(name, b"") for name in nominated],
+        **known.named,
+    }
+    removed: list[bytes] = []
+    ours: list[tuple[str, bytes, bytes | None]] = []
+    for row in rows(title):
+        for text in row.names:
+            if row.when not in known.facts or text in NOT_HEADERS:
+                continue
+            name, _, value = text.partition(": ")
+            pairs = named[text] if text in named else [(name.encode(), value.encode())]
+            if row.what in ("removed", "replaced"):
+                removed += [name.lower() for name, _ in pairs]
+            if row.what != "removed":
+                for key, content in pairs:
+                    ours.append((row.what, key, content or known.values.get(text)))
+
+    def passes(pair: Pair) -> bool:
+        name = pair[0].lower()
+        return not any(
+            name.startswith(one[:-1]) if one.endswith(b"*") else name == one for one in removed
+        )
+
+    expected_headers = [pair for pair in before.headers if passes(pair)]
+    present = {name.lower() for name, _ in expected_headers}
+    rest = after.headers
+    for what, key, expected in ours:
+        if what == "added if absent" and key.lower() in present:
+            continue
+        for index in reversed(range(len(rest))):
+            if rest[index][0].lower() == key.lower() and expected in (None, rest[index][1]):
+                del rest[index]
+                break
+        else:
+            yield f"{key!r} with {expected!r} is missing"
+    if rest != expected_headers:
+        yield f"headers are {rest}, not {expected_headers}"
+
+
+def _has(title: str, name: str, known: Given) -> bool:
+    return any(name in row.names and row.when in known.facts for row in rows(title))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A JSON body as the client wrote it: what stands *before* its model, the model's own *literal*
+    (empty where it has none), and what stands *after*.
+    """
+
+    before: bytes
+    literal: bytes
+    after: bytes
+
+    @property
+    def text(self) -> bytes:
+        return self.before + self.literal + self.after
+
+
+def request_differences(
+    before: Message, after: Message, asked: Asked, model: str, target: bytes, known: Given
+) -> list[str]:
+    """Say how a request differs that went up as *after*, but for the edits of the table."""
+    title = "Requests"
+    found = list(header_differences(title, before, after, known))
+    line = before.line
+    if _has(title, "target", known):
+        line = b"POST %b HTTP/1.1" % target
+    if after.line != line:
+        found.append(f"the request line is {after.line!r}, not {line!r}")
+    if not _has(title, "body: model", known):
+        if after.body != asked.text:
+            found.append(f"the body is {after.body!r}, not {asked.text!r}")
+        return found
+    start, end = len(asked.before), len(after.body) - len(asked.after)
+    if not (
+        start <= end
+        and after.body.startswith(asked.before)
+        and after.body.endswith(asked.after)
+        and _is_model(after.body[start:end], asked, model)
+    ):
+        found.append(f"the body is {after.body!r}, not {asked} with {model!r}")
+    return found
+
+
+def _is_model(text: bytes, asked: Asked, model: str) -> bool:
+    if not asked.literal:
+        comma = b"" if asked.after.lstrip(b" \t\r\n").startswith(b"}") else b","
+        match = re.fullmatch(rb'"model":(.*?)' + comma, text, re.DOTALL)
+        return match is not None and json.loads(match[1]) == model
+    return bool(json.loads(text) == model)
+
+
+def answer_differences(before: Message, after: Message, known: Given) -> list[str]:
+    """Say how an answer differs that came down as *after*, but for the edits of the table."""
+    found = list(header_differences("Answers", before, after, known))
+    if after.line != before.line:
+        found.append(f"the status line is {after.line!r}, not {before.line!r}")
+    if after.body != before.body:
+        found.append(f"the body is {after.body!r}, not {before.body!r}")
+    return found
+
+
+# What is sent
+
+KEY = b"tk-the-team-key"
+CREDENTIAL = "sk-the-upstreams-credential"
+
+
+@dataclass(frozen=True)
+class Road:
+    """A model string, the path it is asked at, and what the routes file makes of both."""
+
+    model: str | None
+    path: str
+    target: str
+    sent: str
+    credential: Pair
+    headers: tuple[Pair, ...] = ()
+    preset: tuple[Pair, ...] = ()
+    checked: bool = True
+
+
+BEARER = (b"Authorization", b"Bearer " + CREDENTIAL.encode())
+TEAM = (b"X-Team", b"search")
+VERSION = (b"anthropic-version", b"2023-06-01")
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+ROADS = [
+    Road("alias", CHAT, "/up/v1/chat/completions", 'other "é" name', BEARER, (TEAM,)),
+    Road("same", CHAT, "/up/v1/chat/completions", "same", BEARER, (TEAM,)),
+    Road("same", "/v1/embeddings", "/up/v1/embeddings", "same", BEARER, (TEAM,), checked=False),
+    Road("same", "/v1/responses", "/up/v1/responses", "same", BEARER, (TEAM,)),
+    Road(None, "/chat/completions", "/up/v1/chat/completions", "the default", BEARER, (TEAM,)),
+    Road(
+        "loose/a/b",
+        "/api/v1/chat/completions",
+        "/loose/chat/completions",
+        "a/b",
+        (b"X-Corp-Key", CREDENTIAL.encode()),
+        checked=False,
+    ),
+    Road("claude-1", MESSAGES, "/a/messages", "claude-1", (b"x-api-key", CREDENTIAL.encode()),
+         preset=(VERSION,)),
+    Road("claude-1", CHAT, "/a/chat/completions", "claude-1", BEARER),
+]  # fmt: skip
+
+
+def routes(upstream: Upstream) -> str:
+    return f"""
+[keys]
+team = "{KEY.decode()}"
+[upstreams.up]
+base_url = "http://{upstream.authority}/up/v1"
+credential = "{CREDENTIAL}"
+headers = {{ "X-Team" = "search" }}
+[upstreams.loose]
+base_url = "http://{upstream.authority}/loose"
+credential = {{ header = "X-Corp-Key", secret = "{CREDENTIAL}" }}
+terminal = "none"
+[upstreams.anthropic]
+base_url = "http://{upstream.authority}/a"
+credential = "{CREDENTIAL}"
+[routes]
+"alias" = {{ upstream = "up", model = 'other "é" name' }}
+"same" = {{ upstream = "up" }}
+"default" = {{ upstream = "up", model = "the default" }}
+"loose/*" = {{ upstream = "loose", model = "*" }}
+"claude-*" = {{ upstream = "anthropic" }}
+"""
+
+
+def _cased(names: Iterable[bytes]) -> list[bytes]:
+    return [form for name in names for form in (name, name.lower(), name.upper(), name.swapcase())]
+
+
+PASSING = _cased(
+    [b"Accept", b"User-Agent", b"X-Stainless-Lang", b"OpenAI-Organization", b"Anthropic-Beta",
+     b"Content-Type", b"X-Custom_1", b"!#$%&'*+-.^`|~", b"X-Request-Id", b"Idempotency-Key",
+     b"X-Forwarded", b"Cookies", b"Traceparent", b"Date", b"Server", b"Cache-Control", b"Warning"]
+)  # fmt: skip
+HOP = _cased([b"Keep-Alive", b"Proxy-Connection", b"TE", b"Trailer", b"Proxy-Authorization"])
+EDITED = _cased(
+    [b"Cookie", b"Forwarded", b"X-Forwarded-For", b"X-Forwarded-Whatever", b"Via", b"X-Api-Key",
+     b"Api-Key", b"ApiKey", b"X-Goog-Api-Key", b"Accept-Encoding", b"X-Team", b"X-Corp-Key",
+     b"Anthropic-Version"]
+)  # fmt: skip
+ANSWERED = _cased(
+    [b"Set-Cookie", b"Alt-Svc", b"Proxy-Authenticate", b"X-Accel-Buffering", b"Retry-After",
+     b"X-Ratelimit-Remaining-Tokens", b"Request-Id", b"X-Trunkline-Id", b"Upgrade", b"Via",
+     b"Strict-Transport-Security", b"WWW-Authenticate", b"Location", b"ETag", b"Content-Range"]
+)  # fmt: skip
+SINGLE = {b"content-type", b"user-agent", b"server"}
+WORDS = [b"", b"a", b"text/plain; charset=utf-8", b"a,b", b"a  b\tc", b'"q\\"s"', b"close", b"\xe9",
+         b"\x80\xff\xa0", "grüße".encode(), b"chunked", b"1", b"x" * 300, b"a: b", b"=?utf-8?q?"]  # fmt: skip
+VALUES = st.sampled_from(WORDS) | st.text("aZ09 ,;:=\t\xa0\xff", max_size=8).map(
+    lambda text: text.strip(" \t").encode("latin-1")
+)
+NOMINATIONS = st.sampled_from(
+    [b"keep-alive", b"", b"X-Custom_1", b"x-custom_1 ,\tkeep-alive", b"Accept, X-Team,User-Agent",
+     b"authorization, x-api-key, content-length, host", b"Date,x-stainless-lang"]
+)  # fmt: skip
+COLONS = st.sampled_from([b": ", b": ", b":", b":  ", b":\t"])
+
+
+def _once(lines: list[bytes]) -> list[bytes]:
+    """Leave out what a request may say once only, or is refused."""
+    kept: dict[bytes | int, bytes] = {}
+    for index, line in enumerate(lines):
+        name = line.partition(b":")[0].lower()
+        kept.setdefault(name if name in SINGLE else index, line)
+    return list(kept.values())
+
+
+@st.composite
+def header_lists(draw: st.DrawFn, names: list[bytes], nominations: Any) -> list[bytes]:
+    """Draw header lines, without their line ends."""
+    pairs = draw(st.lists(st.tuples(st.sampled_from(names), VALUES), max_size=8))
+    if draw(st.integers(0, 3)) == 0:
+        pairs.append(draw(st.sampled_from(pairs)) if pairs else (b"X-Dup", b"1"))
+        pairs.insert(0, pairs[-1])
+    for value in draw(st.lists(nominations, max_size=2)) if draw(st.booleans()) else ():
+        pairs.insert(len(pairs) // 2, (b"cOnnection", value))
+    colon = draw(COLONS)
+    return [name + colon + value for name, value in pairs]
+
+
+MEMBERS = [
+    '"messages":[{"role":"user","content":"hé\U0001f600\\ud83d\\ude00\\u00e9\\/"}]',
+    '"messages" : [\r\n\t{ "model" : "inner" , "model":"again" }\r\n]',
+    '"n":123456789012345678901234567890.1234567890123456789',
+    '"t":1E+400',
+    '"z":-0',
+    '"f":1.0',
+    '"lone":"\\ud800 \\udfff\\uDC00"',
+    '"unknown_field":{"a":[[],{},[{}]],"a":null,"a":true}',
+    '"a":1',
+    '"a":"\\"model\\":\\"x\\""',
+    '"x\\\\":"model"',
+    '"":"\u2028\u0000"'.replace("\u0000", "\\u0000"),
+    '"stream_options":{"include_usage":false}',
+    '"crlf":"\\r\\n"',
+    '"Model":"M"',
+    '"seed":9007199254740993',
+    '"tools":[' + ",".join(['{"model":"alias","n":1}'] * 9) + "]",
+]
+SPACES = st.sampled_from(["", " ", "\r\n", "\n\t ", "  "])
+MODEL_KEYS = st.sampled_from(['"model"', '"model"', '"mod\\u0065l"', '"\\u006dodel" '])
+
+
+@st.composite
+def bodies(draw: st.DrawFn, model: str | None) -> tuple[Asked, bool]:
+    """Draw a body that asks for *model*, and whether it asks for a stream."""
+    members = draw(st.lists(st.sampled_from(MEMBERS), max_size=4))
+    stream = draw(st.sampled_from([None, None, "true", "false", '"true"']))
+    if stream is not None:
+        members.append(f'"stream":{draw(SPACES)}{stream}')
+    space = draw(SPACES)
+    glue = draw(SPACES) + "," + space
+    if model is None:
+        opening = draw(SPACES) + "{" + space
+        asked = Asked(opening.encode(), b"", (glue.join(members) + "}" + space).encode())
+        return asked, stream == "true"
+    place = draw(st.integers(0, len(members)))
+    escaped = "".join(f"\\u{ord(ch):04x}" for ch in model)
+    literal = draw(st.sampled_from([json.dumps(model), json.dumps(model), f'"{escaped}"']))
+    mark = "\0MODEL\0"
+    members.insert(place, f"{draw(MODEL_KEYS)}{space}:{draw(SPACES)}{mark}")
+    text = space + "{" + draw(SPACES) + glue.join(members) + space + "}" + draw(SPACES)
+    before, after = text.split(mark)
+    return Asked(before.encode(), literal.encode(), after.encode()), stream == "true"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it is written, and what the proxy ought to make of it."""
+
+    raw: bytes
+    message: Message
+    asked: Asked
+    road: Road
+    target: str
+    facts: frozenset[str]
+    cuts: tuple[int, ...]
+
+
+QUERIES = [
+    "",
+    "",
+    "?api-version=2024-10-21",
+    "?a=%20&b=+&a=%C3%A9",
+    "?x=1&key=%b",
+    "?key=%b",
+    "?key=theirs",
+]
+CUTS = st.lists(st.integers(0, 3000), max_size=4).map(tuple)
+
+
+def chunked(body: bytes, size: int, trailers: bytes = b"", extension: bytes = b"") -> bytes:
+    pieces = (body[at : at + size] for at in range(0, len(body), size))
+    chunks = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces)
+    return chunks + b"0\r\n" + trailers + b"\r\n"
+
+
+@st.composite
+def requests(draw: st.DrawFn, road: Road) -> Request:
+    """Draw a request for *road*."""
+    asked, stream = draw(bodies(road.model))
+    query = draw(st.sampled_from(QUERIES))
+    lines = _once(draw(header_lists(PASSING + HOP + EDITED, NOMINATIONS)))
+    lines.insert(draw(st.integers(0, len(lines))), b"AuthoriZation: Bearer " + KEY)
+    lines.insert(draw(st.integers(0, len(lines))), b"hOST: localhost")
+    body = asked.text
+    if draw(st.integers(0, 9)) == 0:
+        lines.append(b"Expect: 100-continue")
+    if draw(st.integers(0, 2)):
+        lines.insert(draw(st.integers(0, len(lines))), b"content-Length: %d" % len(body))
+        framed = body
+    else:
+        lines.append(b"Transfer-encoding: chunked")
+        framed = chunked(body, draw(st.sampled_from([1, 7, 1000])), b"X-Trailer: dropped\r\n")
+    query = query.replace("%b", KEY.decode())
+    start = f"POST {road.path}{query} HTTP/1.1".encode()
+    head = b"\r\n".join([start, *lines]) + b"\r\n\r\n"
+    facts = {
+        "always",
+        "unless the surface says passthrough",
+        "where its table sets them",
+        "where the dialect needs them",
+    }
+    if stream:
+        facts.add('where the body says "stream": true')
+    if road.model is None:
+        facts.add("where it was missing")
+    elif road.model != road.sent:
+        facts.add("where the route sends another name")
+    if KEY.decode() in query:
+        facts.add("where it holds a key of this proxy")
+        if any("query: key" in row.names for row in rows("Requests")):
+            query = query.replace(f"&key={KEY.decode()}", "").replace(f"?key={KEY.decode()}", "")
+    return Request(
+        head + framed,
+        Message(head, body),
+        asked,
+        road,
+        road.target + query,
+        frozenset(facts),
+        draw(CUTS),
+    )
+
+
+STATUSES = [
+    status
+    for status in range(200, 600)
+    if status != 401 and not (300 <= status < 400 and status != 304)
+]
+REASONS = [b"OK", b"", b"Not  Quite", b"\xe9t\xe9", b"I'm a teapot", b"x" * 200, b"200 OK"]
+EVENTS = [
+    b'data: {"choices":[{"delta":{"content":"h\xc3\xa9\xf0\x9f\x98\x80"}}]}',
+    b"data:", b": comment", b":", b"event: x\ndata: 1", b"id: 7\rretry: 10\r\ndata: a\rdata: b",
+    b"data: \xff\xfe", b"field", b"data: [DONE", b"", b"\n\n", b"data: " + b"y" * 1500,
+]  # fmt: skip
+ENDS = [b"\n", b"\r\n", b"\r"]
+MARKERS = {
+    CHAT: b"data: [DONE]",
+    "/v1/responses": b"event: response.completed\ndata: {}",
+    MESSAGES: b"event: message_stop\ndata: {}",
+}
+PLAIN = [
+    b"",
+    b'{"id":"x","choices":[{"message":{"content":"\\u00e9"}}],"n":1.0}',
+    b"<html>\r\n<h1>502 Bad Gateway</h1></html>\r\n",
+    bytes(range(256)) * 3,
+    gzip.compress(b'{"a":1}', mtime=0),
+    b'{"error":{"message":"no","code":null}}\n',
+    b"\r\n\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    b"z" * 70_000,
+]
+TYPES = [b"application/json", b"text/html; charset=ISO-8859-1", b"application/octet-stream"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as the upstream writes it; *facts* are what the proxy may therefore do."""
+
+    raw: bytes
+    message: Message
+    facts: frozenset[str]
+    cuts: tuple[int, ...]
+    closes: bool
+
+
+@st.composite
+def streams(draw: st.DrawFn, marker: bytes) -> bytes:
+    end = draw(st.sampled_from(ENDS))
+    events = draw(st.lists(st.sampled_from(EVENTS), max_size=5))
+    blanks = draw(st.sampled_from([end, end * 2, b"\n\n", b"\r\n\r\n"]))
+    bom = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))
+    text = bom + b"".join(event + end + blanks for event in events)
+    return text + end * 2 + marker.replace(b"\n", end) + end * 2
+
+
+@st.composite
+def replies(draw: st.DrawFn, road: Road) -> Reply:
+    """Draw an answer, complete in its way."""
+    status = draw(st.just(200) | st.sampled_from(STATUSES))
+    lines = draw(header_lists(PASSING + HOP + ANSWERED, NOMINATIONS))
+    facts = {"always"}
+    bodiless = status in (204, 304)
+    if draw(st.booleans()) and not bodiless:
+        facts.add("on a stream")
+        lines.insert(0, draw(st.sampled_from([
+            b"Content-Type: text/event-stream", b"content-type:Text/Event-Stream;charset=utf-8",
+        ])))  # fmt: skip
+        suffix = road.path.rpartition("/v1")[2]
+        marker = MARKERS.get("/v1" + suffix, b"")
+        body = draw(streams(marker))
+        lines = [
+            line
+            for line in lines
+            if not line.lower().startswith(b"content-type") or line == lines[0]
+        ]
+        encoded = draw(st.integers(0, 4)) == 0
+        if encoded:
+            body = gzip.compress(body, mtime=0)
+            lines.append(b"Content-Encoding: gzip")
+        if road.checked and status == 200 and not encoded:
+            facts.add("on a checked stream")
+    else:
+        body = b"" if bodiless else draw(st.sampled_from(PLAIN) | st.binary(max_size=50))
+        if body.startswith(b"\x1f\x8b"):
+            lines.append(b"content-encoding: gzip")
+        lines.append(b"Content-Type: " + draw(st.sampled_from(TYPES)))
+    form = "none" if bodiless else draw(st.sampled_from(["length", "length", "chunks", "close"]))
+    framed = body
+    closes = draw(st.integers(0, 9)) == 0
+    if form == "length":
+        lines.insert(draw(st.integers(0, len(lines))), b"Content-LENGTH: %d" % len(body))
+    elif form == "chunks":
+        lines.append(b"Transfer-Encoding: " + draw(st.sampled_from([b"chunked", b"Chunked"])))
+        size = max(draw(st.sampled_from([1, 13, 4000])), len(body) // 300)
+        trailers = draw(st.sampled_from([b"", b"X-Trailer: 1\r\n"]))
+        framed = chunked(body, size, trailers, b";x=y")
+    closes = closes or form == "close"
+    if closes:
+        lines.append(b"Connection: close")
+    nominated = {
+        token.strip().lower()
+        for line in lines
+        if line.lower().startswith(b"connection:")
+        for token in line.partition(b":")[2].split(b",")
+    }
+    whole = form == "length" and b"content-length" not in nominated
+    if not bodiless and (not whole or "on a checked stream" in facts):
+        facts.add("where a body comes without Content-Length")
+    start = b"HTTP/1.1 %d %b" % (status, draw(st.sampled_from(REASONS)))
+    head = b"\r\n".join([start, *lines]) + b"\r\n\r\n"
+    interim = draw(
+        st.sampled_from([b"", b"", b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"])
+    )
+    if interim and draw(st.booleans()):
+        interim = interim * 2 + b"HTTP/1.1 100 Continue\r\n\r\n"
+    return Reply(interim + head + framed, Message(head, body), frozenset(facts), draw(CUTS), closes)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    request: Request
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What arrived: the *request* upstream, the *answer* at the client, and whether the client's
+    connection *ends* with it.
+    """
+
+    request: Message
+    answer: Message
+    ends: bool
+
+
+@st.composite
+def exchanges(draw: st.DrawFn) -> list[Drawn]:
+    """Draw two requests and two answers, and let each of these answer each of those."""
+    road = draw(st.sampled_from(ROADS))
+    asked = [draw(requests(road)), draw(requests(road))]
+    answers = [draw(replies(road)), draw(replies(road))]
+    return list(itertools.starmap(Drawn, itertools.product(asked, answers)))
+
+
+# The wire
+
+
+def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+async def _write(writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+class Wire:
+    """A client's connection to the proxy, opened anew when an answer has ended it, and the upstream
+    behind.
+    """
+
+    def __init__(self, upstream: Upstream, port: int) -> None:
+        self.upstream = upstream
+        self._port = port
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return "Wire"
+
+    async def carry(self, drawn: Drawn) -> Carried:
+        """Send the request, answer it, and return what arrived at either end."""
+
+        async def step(conn: Conn, request: Received) -> None:
+            await _write(conn.writer, split(drawn.reply.raw, drawn.reply.cuts))
+            conn.keep = not drawn.reply.closes
+
+        self.upstream.will(step)
+        self.upstream.requests.clear()
+        if self._client is None:
+            self._client = await Client.connect(self._port)
+        try:
+            await _write(self._client.writer, split(drawn.request.raw, drawn.request.cuts))
+            answer = await self._client.answer()
+            assert answer.whole, answer.raw
+            assert self.upstream.requests, answer.raw
+            received = self.upstream.requests[0]
+            ends = b"close" in answer.values(b"connection")
+            if ends:
+                assert await self._client.closed() == b""
+                self.close()
+        except BaseException:
+            self.close()
+            raise
+        return Carried(
+            Message(received.head, received.body), Message(answer.head, answer.body), ends
+        )
+
+    async def finish(self) -> None:
+        """Take what else is answered on the connection, and close it."""
+        if self._client is not None:
+            await self._client.answer()
+            self.close()
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with Upstream() as upstream, serving(routes(upstream)) as proxy:
+        wire = Wire(upstream, proxy.port)
+        yield wire
+        wire.close()
+
+
+def differences(wire: Wire, drawn: Drawn, carried: Carried) -> list[str]:
+    """Say what the two ends of an exchange do not agree about, both ways."""
+    road = drawn.request.road
+    upwards = Given(
+        set(drawn.request.facts),
+        {
+            "<the upstream's credential>": [road.credential],
+            "<the upstream's headers>": list(road.headers),
+            "<the preset's headers>": list(road.preset),
+        },
+        {
+            "Host": wire.upstream.authority.encode(),
+            "Content-Length": b"%d" % len(carried.request.body),
+        },
+    )
+    downwards = Given(set(drawn.reply.facts))
+    if carried.ends:
+        downwards.facts.add("where the connection ends with the answer")
+    return request_differences(
+        drawn.request.message,
+        carried.request,
+        drawn.request.asked,
+        road.sent,
+        drawn.request.target.encode(),
+        upwards,
+    ) + answer_differences(drawn.reply.message, carried.answer, downwards)
+
+
+def test_the_tables_can_be_read() -> None:
+    """Every row of both tables says something the oracle understands."""
+    for title in ("Requests", "Answers"):
+        assert len(rows(title)) > 10
+        for row in rows(title):
+            assert row.names
+            assert row.what in WHATS
+            assert row.when in WHENS
+
+
+@settings(
+    max_examples=500,  # of four exchanges each
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(drawn=exchanges())
+async def test_nothing_else_changes(wire: Wire, drawn: list[Drawn]) -> None:
+    """No generated request and no generated answer arrives otherwise than the tables say."""
+    for exchange in drawn:
+        assert differences(wire, exchange, await wire.carry(exchange)) == []
+
+
+def _written(
+    lines: list[bytes], asked: Asked, reply: list[bytes], body: bytes, cuts: tuple[int, ...] = ()
+) -> Drawn:
+    """Write an exchange by hand, at the first of the roads."""
+    start = [b"POST /v1/chat/completions HTTP/1.1", b"Host: localhost", b"Authorization: " + KEY]
+    length = b"Content-Length: %d"
+    head = b"\r\n".join([*start, *lines, length % len(asked.text)]) + b"\r\n\r\n"
+    facts = WHENS - {
+        "where it holds a key of this proxy",
+        'where the body says "stream": true',
+        "where it was missing",
+        "where a body comes without Content-Length",
+        "where the connection ends with the answer",
+        "on a checked stream",
+        "on a stream",
+        "where a checked stream breaks",
+    }
+    request = Request(
+        head + asked.text, Message(head, asked.text), asked, ROADS[0], ROADS[0].target,
+        frozenset(facts), cuts,
+    )  # fmt: skip
+    head = b"\r\n".join([b"HTTP/1.1 200 Fine", *reply, length % len(body)]) + b"\r\n\r\n"
+    return Drawn(request, Reply(head + body, Message(head, body), frozenset(facts), cuts, False))
+
+
+@pytest.mark.parametrize("cuts", [(), tuple(range(0, 2_000_000, 4001))])
+async def test_many_numbers(wire: Wire, cuts: tuple[int, ...]) -> None:
+    """A hundred and fifty thousand numbers arrive as they were written, both ways."""
+    numbers = b", ".join(b"%d.%d0e+0%d" % (n, n % 7, n % 3) for n in range(150_000))
+    asked = Asked(b'{"input":[' + numbers + b'],\r\n"model" : ', b'"alias"', b',"end":true}')
+    drawn = _written([], asked, [b"Content-Type: x"], b'{"embedding":[' + numbers + b"]}", cuts)
+    assert differences(wire, drawn, await wire.carry(drawn)) == []
+
+
+TRAILERS = b"X-Late: 1\r\nAuthorization: Bearer x\r\nHost: evil\r\nX-Late: 2\r\n"
+
+
+def _in_chunks(drawn: Drawn, trailers: bytes) -> Drawn:
+    """Write the request of *drawn* in chunks, with *trailers*."""
+    request = drawn.request
+    length = b"Content-Length: %d" % len(request.asked.text)
+    head = request.message.head.replace(length, b"Transfer-Encoding: chunked")
+    raw = head + chunked(request.asked.text, 5, trailers)
+    message = Message(head, request.asked.text)
+    return Drawn(replace(request, raw=raw, message=message), drawn.reply)
+
+
+async def test_trailers_go_nowhere(wire: Wire) -> None:
+    """The trailers of a request are not taken for headers, of this one nor of the next one."""
+    plain = _written([], Asked(b'{"model":', b'"alias"', b"}"), [], b"")
+    late = _in_chunks(plain, TRAILERS)
+    for drawn in (late, plain, late, plain):
+        assert differences(wire, drawn, await wire.carry(drawn)) == []
+
+
+@pytest.mark.parametrize("trailers", [b"", TRAILERS])
+async def test_trailers_of_pipelined_requests(wire: Wire, trailers: bytes) -> None:
+    """Nor are they when the next request comes in the same packet."""
+    plain = _written([], Asked(b'{"model":', b'"alias"', b"}"), [], b"{}")
+    late = _in_chunks(plain, trailers)
+    for second in (plain, _in_chunks(plain, b"")):
+        both = replace(late.request, raw=late.request.raw + second.request.raw)
+        await wire.carry(Drawn(both, late.reply))
+        await wire.finish()
+        assert all(b"x-late" not in seen.head.lower() for seen in wire.upstream.requests)
+
+
+def _lower_case(message: Message) -> Message:
+    return replace(message, head=message.head.replace(b"X-MiXed", b"x-mixed"))
+
+
+def _lost_duplicate(message: Message) -> Message:
+    return replace(message, head=message.head.replace(b"X-Twice: 1\r\n", b"", 1))
+
+
+def _line_ends(message: Message) -> Message:
+    return replace(message, body=message.body.replace(b"\r\n", b"\n"))
+
+
+def _dumped_again(message: Message) -> Message:
+    return replace(message, body=json.dumps(json.loads(message.body)).encode())
+
+
+def _added_date(message: Message) -> Message:
+    date = b"Date: Sat, 21 Nov 2026 00:00:00 GMT\r\n\r\n"
+    return replace(message, head=message.head.removesuffix(b"\r\n") + date)
+
+
+@pytest.mark.parametrize("direction", ["request", "answer"])
+@pytest.mark.parametrize(
+    "fault", [_lower_case, _lost_duplicate, _line_ends, _dumped_again, _added_date]
+)
+async def test_planted_faults(
+    wire: Wire, fault: Callable[[Message], Message], direction: str
+) -> None:
+    """The oracle sees each of five faults that proxies are known for, planted in what arrived."""
+    headers = [b"X-MiXed: a", b"X-Twice: 1", b"Accept: b", b"X-Twice: 1"]
+    asked = Asked(b'{ "n" : 1.0,\r\n "s":"\\u00e9", "model":', b'"alias"', b"\r\n}")
+    drawn = _written(headers, asked, headers, b'{ "n" : 1.0,\r\n "s":"\\u00e9"\r\n}\r\n')
+    carried = await wire.carry(drawn)
+    assert differences(wire, drawn, carried) == []
+    arrived = carried.request if direction == "request" else carried.answer
+    broken = fault(arrived)
+    assert broken != arrived
+    if direction == "request":
+        carried = replace(carried, request=broken)
+    else:
+        carried = replace(carried, answer=broken)
+    assert differences(wire, drawn, carried) != []
+
+
+async def test_an_announced_edit_that_is_not_made(wire: Wire) -> None:
+    """The oracle also sees that something was not removed, not added, or not replaced."""
+    asked = Asked(b'{"model":', b'"alias"', b"}")
+    drawn = _written([b"Cookie: a=b"], asked, [b"Set-Cookie: a=b"], b"{}")
+    carried = await wire.carry(drawn)
+    assert differences(wire, drawn, carried) == []
+    for request, answer in (
+        (drawn.request.message, carried.answer),
+        (carried.request, drawn.reply.message),
+    ):
+        assert differences(wire, drawn, Carried(request, answer, ends=False)) != []
