@@ -775,7 +775,7 @@ async def test_many_numbers(wire: Wire, cuts: tuple[int, ...]) -> None:
     assert differences(wire, drawn, await wire.carry(drawn)) == []
 
 
-TRAILERS = b"X-Late: 1\r\nAuthorization: Bearer x\r\nHost: evil\r\nX-Late: 2\r\n"
+TRAILERS = b"X-Late: 1\r\nAuthorization: Bearer x\r\nX-Late: 2\r\n"
 
 
 def _in_chunks(drawn: Drawn, trailers: bytes) -> Drawn:
@@ -796,14 +796,14 @@ async def test_trailers_go_nowhere(wire: Wire) -> None:
         assert differences(wire, drawn, await wire.carry(drawn)) == []
 
 
-@pytest.mark.parametrize("trailers", [b"", TRAILERS])
-async def test_trailers_of_pipelined_requests(wire: Wire, trailers: bytes) -> None:
-    """Nor are they when the next request comes in the same packet."""
+@pytest.mark.parametrize("cut", [0, 200])
+async def test_trailers_of_pipelined_requests(wire: Wire, cut: int) -> None:
+    """Nor are they when the next request comes in the same packet, whatever its form."""
     plain = _written([], Asked(b'{"model":', b'"alias"', b"}"), [], b"{}")
-    late = _in_chunks(plain, trailers)
-    for second in (plain, _in_chunks(plain, b"")):
-        both = replace(late.request, raw=late.request.raw + second.request.raw)
-        await wire.carry(Drawn(both, late.reply))
+    late = _in_chunks(plain, TRAILERS).request
+    for second in (plain.request, _in_chunks(plain, b"").request):
+        both = replace(late, raw=late.raw + second.raw, cuts=(cut,))
+        await wire.carry(Drawn(both, plain.reply))
         await wire.finish()
         assert all(b"x-late" not in seen.head.lower() for seen in wire.upstream.requests)
 
