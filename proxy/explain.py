@@ -22,6 +22,9 @@ def explain(snapshot: Snapshot, surface: Surface, model: str, path: str) -> Expl
     """Say what happens to a request for *model* at *path* of *surface*. Secrets are masked."""
     lines = [("model", model), ("surface", f"{surface.name}, auth {surface.auth}")]
     located = surface.locate(path)
+    if located is not None and located.dialect is None:
+        lines.append(("path", f"{path}: the list of models, answered here"))
+        return Explanation(tuple(lines), works=True)
     if located is None or located.dialect is None:
         known = ", ".join(sorted(dialects.ENDPOINTS))
         lines.append(("path", f"{path} → 404 not_found; the endpoints are {known}"))

@@ -149,7 +149,7 @@ class Relay:
     def abort(self, error: ProxyError) -> None:
         """End the answer here and now, because of *error*."""
         if not self._ended:
-            self._break(error)
+            self.broke(error)
 
     # Sink: what the upstream's connection calls
 

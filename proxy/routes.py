@@ -21,7 +21,7 @@ class Origin:
     scheme: str
     host: str
     port: int
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     ca: str | None = None
 
     @property
@@ -70,7 +70,7 @@ class Upstream:
     base: Base
     credential: Credential | None = None
     forms: Mapping[str, Credential] = field(default_factory=dict)
-    headers: tuple[Pair, ...] = ()
+    headers: tuple[Pair, ...] = field(default=(), repr=False)
     public: frozenset[bytes] = frozenset()
     defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
     paths: tuple[tuple[str, Base], ...] = ()

@@ -5,6 +5,7 @@ is only who tells it to stop.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -111,8 +112,13 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
         for listener in running._listeners:
             listener.close()
         await running.end()
+        clients = [c.transport for server in running._servers for c in server.connections]
         for server in running._servers:
             await server.shutdown(0.5)
+        for client in clients:
+            if client is not None:
+                client.abort()  # who has not taken the rest by now never will
+        await asyncio.sleep(0)  # the loop closes what was aborted
         await transport.close()
         await sandbox.close()
         for closer in closers:
@@ -132,8 +138,11 @@ async def _listen(
         sock = _tcp_socket(address)
         listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
         return listener, Address(address.host, sock.getsockname()[1])
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    except (OSError, UnicodeError) as error:
+        # A resolver's error has a number below zero and a text; a UnicodeError is a host that none is.
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnicodeError):
+            reason = "not a host name"
         raise CannotListen(f"cannot listen on {address}: {reason.lower()}") from None
 
 
@@ -164,7 +173,8 @@ def _unix_socket(path: str, closers: list[Closer]) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(Path(path).stat().st_mode):
-                raise FileExistsError(17, "in the way")
+                raise FileExistsError(errno.EEXIST, "file exists")
+            _leave_alive(path)
             Path(path).unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
@@ -178,12 +188,25 @@ def _unix_socket(path: str, closers: list[Closer]) -> socket.socket:
         sock.setblocking(False)
     except BlockingIOError:
         lock.close()
-        raise OSError(98, "in use") from None
+        raise OSError(errno.EADDRINUSE, "address already in use") from None
     except BaseException:
         lock.close()
         raise
     closers.append(_UnixSocket(path, lock))
     return sock
+
+
+def _leave_alive(path: str) -> None:
+    """Raise `OSError` if somebody listens at *path*, whose socket is then not ours to take."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            pass  # its backlog is full, so there is one
+    raise OSError(errno.EADDRINUSE, "address already in use")
 
 
 @dataclass

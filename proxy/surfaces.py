@@ -81,7 +81,9 @@ class Surface:
         return None
 
     def _speaks(self, suffix: str) -> bool:
-        return self.endpoints is None or suffix in self.endpoints
+        if self.endpoints is None or suffix in self.endpoints:
+            return True
+        return any(suffix.startswith(endpoint + "/") for endpoint in self.endpoints)
 
     def admits_host(self, host: str, local: str) -> bool:
         """Return whether a request for *host* that arrived at the address *local* is meant for us.

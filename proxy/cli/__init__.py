@@ -1,6 +1,7 @@
 """The command line: one verb a file. Each verb returns the exit status; 2 is for wrong usage."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -34,10 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb in (serve, check, explain, routes, health):
         verb.add(verbs, common)
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know every character we write
+            stream.reconfigure(errors="backslashreplace")
     if options.config is None:
         options.config = Path(os.environ.get("TRUNKLINE_CONFIG") or DEFAULT_FILE)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except ConfigError as error:
         return _complain(str(error))
     except CannotStart as error:

@@ -40,12 +40,13 @@ def run(options: argparse.Namespace) -> int:
 def _ask(address: Address) -> bytes:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(SECONDS)
-        sock.connect(address.path)
     else:
         host = _EVERYWHERE.get(address.host, address.host)
         sock = socket.create_connection((host, address.port), SECONDS)
     with sock:
+        if address.path:
+            sock.settimeout(SECONDS)
+            sock.connect(address.path)
         sock.sendall(_REQUEST)
         answer = b""
         while piece := sock.recv(65536):

@@ -30,18 +30,18 @@ from proxy.config.tables import (
     UpstreamTable,
 )
 from proxy.credentials import Credential, Secret, present
-from proxy.headers import Pair
+from proxy.headers import HOP_BY_HOP, Pair
 from proxy.keys import Key, KeyRing
 from proxy.patterns import Pattern
 from proxy.routes import Base, Origin, Route, Timeouts, Upstream
 from proxy.routes import RouteTable as Routes
-from proxy.surfaces import Address, Surface, is_unsafe
+from proxy.surfaces import Address, Surface, host_name, is_unsafe
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]*")
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_FRAMING = {"host", "content-length", "transfer-encoding", "connection"}
+_FRAMING = {"host", "content-length", "expect"} | {name.decode() for name in HOP_BY_HOP}
 SANDBOX = "sandbox://sandbox/v1"
 """What stands for an address where there is none; only the preset can say it."""
 DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
@@ -268,6 +268,10 @@ class Builder:
                 self._problem((*path, name), "has a character that no header can hold")
             else:
                 pairs.append((name.encode("ascii"), value.encode("latin-1")))
+        names = [name.lower() for name in table]
+        for name in table:
+            if names.count(name.lower()) > 1:
+                self._problem((*path, name), "stands there twice; its case does not matter")
         return tuple(pairs)
 
     def _find_variables(self) -> None:
@@ -447,6 +451,8 @@ class Builder:
             )
         elif table.secret is not None:
             short = isinstance(self._at(path), str)
+            if _HASH.fullmatch(table.secret):
+                self._problem(path, 'would be a key itself; write `{ hash = "sha256:…" }`')
             secret = self._secret(table.secret, path if short else (*path, "secret"))
             return sha256(secret.reveal().encode("utf-8", "surrogateescape")).digest()
         return None
@@ -498,6 +504,9 @@ class Builder:
                 if dialects.find(endpoint) is None:
                     hint = suggest(endpoint, dialects.ENDPOINTS)
                     self._problem((*path, "endpoints", index), f"is not a known endpoint{hint}")
+        for index, host in enumerate(table.hosts):
+            if host_name(host) is None or host_name(host) != host.lower().strip("[]"):
+                self._problem((*path, "hosts", index), "must be a host name, without port")
         surface = Surface(
             name=table.name,
             listen=listen,
@@ -508,7 +517,7 @@ class Builder:
             else self._patterns(table.routes, (*path, "routes")),
             models=table.models,
             endpoints=endpoints,
-            hosts=frozenset(host.lower() for host in table.hosts),
+            hosts=frozenset(host.lower().strip("[]") for host in table.hosts),
         )
         if table.accept is not None:
             surface = replace(surface, accept=tuple(name.encode() for name in table.accept))

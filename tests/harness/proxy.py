@@ -102,7 +102,8 @@ async def process(
         proxy = Proxy(0, log, process=child, stderr=errors)
         try:
             ready = await _ready(proxy, errors)
-            proxy.port = int(ready["listen"][0].rpartition(":")[2] or 0)
+            port = ready["listen"][0].rpartition(":")[2]
+            proxy.port = int(port) if port.isdigit() else 0
             yield proxy
         finally:
             if child.returncode is None:
