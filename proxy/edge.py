@@ -299,7 +299,7 @@ class Handler(RequestHandler):
                 reading = self._current_request is not None
                 incoming.set_exception(RequestPayloadError() if reading else TimeoutError())
         if incoming.is_eof():
-            self._end_body(data)
+            self._end_body(data, behind=len(self._messages) > known)
             if self._surplus and self._current_request is None and not self._messages:
                 self._await_head()
 
@@ -323,13 +323,14 @@ class Handler(RequestHandler):
                     break
         self._head_bytes = 0
         self._incoming = self._messages[-1][1]
-        if self._incoming.is_eof():
-            self._end_body(data)
+        behind = len(self._messages) - known > 1
+        if behind or self._incoming.is_eof():
+            self._end_body(data, behind=behind)
 
-    def _end_body(self, data: bytes) -> None:
-        """Note what came behind the body that *data* has completed."""
-        self._surplus = _has_surplus(data, self._incoming)
-        if self._chunked and self._tail != _LAST_CHUNK:
+    def _end_body(self, data: bytes, *, behind: bool) -> None:
+        """Note what came behind the body that *data* has completed, a whole head perhaps."""
+        self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
+        if self._chunked and (behind or self._tail != _LAST_CHUNK):
             # Trailers, or more behind the last chunk. aiohttp's parser makes the last trailer of a
             # request a header of the next one on the connection: there must be no next one.
             self._deaf = True

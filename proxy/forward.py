@@ -5,9 +5,9 @@ was read (`edge`) and ends before the settling (`edge` again): whatever is raise
 the caller there, and whatever happened is written to the log there.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from proxy.errors import (
     UNSUPPORTED_ENCODING,
     UPSTREAM_AUTH,
     UPSTREAM_PROTOCOL,
+    UPSTREAM_TIMEOUT,
     ProxyError,
     UpstreamFailure,
     printable,
@@ -205,18 +206,32 @@ class Forward:
         pieces: list[bytes | memoryview],
     ) -> tuple[Connection, Attempt]:
         """Send the request until an answer begins: a second time only where the connection was dead."""
+        total = route.timeouts.total
+        if total is None:
+            return await self._send(exchange, route, to, pieces)
+        try:
+            async with asyncio.timeout(exchange.received + total - self._clock()):
+                return await self._send(exchange, route, to, pieces)
+        except TimeoutError:
+            exchange.attempts[-1].error = UPSTREAM_TIMEOUT.code
+            message = "The answer did not begin in the time that this route allows in all."
+            raise ProxyError(UPSTREAM_TIMEOUT, message) from None
+
+    async def _send(
+        self, exchange: Exchange, route: Route, to: Addressed, pieces: list[bytes | memoryview]
+    ) -> tuple[Connection, Attempt]:
         fresh = False
-        timeouts = route.timeouts
-        if timeouts.total is not None:
-            left = exchange.received + timeouts.total - self._clock()
-            sooner = left if timeouts.first_byte is None else min(left, timeouts.first_byte)
-            timeouts = replace(timeouts, first_byte=max(0.0, sooner))
         while True:
             started = self._clock()
             attempt = exchange.begin(route.upstream, started)
             try:
                 connection = await self._transport.open(
-                    route.upstream.name, to.base.origin, pieces, timeouts, attempt, fresh=fresh
+                    route.upstream.name,
+                    to.base.origin,
+                    pieces,
+                    route.timeouts,
+                    attempt,
+                    fresh=fresh,
                 )
             except UpstreamFailure as failure:
                 attempt.error = failure.kind.code
@@ -242,7 +257,7 @@ class Forward:
             error = ProxyError(UPSTREAM_PROTOCOL, "The upstream redirected the request.")
         if error is not None:
             attempt.error = error.kind.code
-            connection.close()
+            self._transport.drop(connection)
             raise error
 
     # Relay

@@ -26,13 +26,12 @@ from proxy.exchange import Attempt, Exchange
 from proxy.headers import Pair, find, inbound, lines
 from proxy.routes import Timeouts
 from proxy.sse import Tap
-from proxy.transport import Connection
+from proxy.transport import BODILESS, Connection, outstanding
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
 _LENGTH = b"content-length"
-_BODILESS = frozenset({204, 304})
 
 
 class Flow(Protocol):
@@ -169,7 +168,7 @@ class Relay:
     def end(self) -> None:
         """The upstream's answer is complete."""
         tap = self._tap
-        if tap is not None and tap.checked and not tap.finished:
+        if tap is not None and tap.checked and not tap.closes():
             message = "The upstream ended its answer before it was finished."
             self._break(ProxyError(STREAM_INCOMPLETE, message))
         else:
@@ -177,7 +176,7 @@ class Relay:
 
     def broke(self, error: ProxyError) -> None:
         """The upstream's answer will not be completed."""
-        if self._tap is not None and self._tap.finished:
+        if self._tap is not None and self._tap.closes():
             self._finish()
         else:
             self._break(error)
@@ -189,7 +188,7 @@ class Relay:
         self._paused = True
         self._upstream.pause()
         if self._timeouts.write is not None:
-            self._watch_client(self._out.get_write_buffer_size(), self._timeouts.write)
+            self._watch_client(outstanding(self._out), self._timeouts.write)
 
     def resume_writing(self) -> None:
         """Let the upstream go on."""
@@ -210,13 +209,12 @@ class Relay:
         exchange.status = status
         exchange.outcome = _outcome(status)
         headers = upstream.headers
-        length = upstream.length
         drop: frozenset[bytes] = frozenset()
         if _is_stream(headers):
             exchange.stream = True
-            drop = frozenset({_LENGTH})  # an event of ours may have to follow
             self._tap = Tap(self._ending() if status == 200 and _is_plain(headers) else Ending.NONE)
-            length = None
+            if self._tap.checked:
+                drop = frozenset({_LENGTH})  # an event of ours may have to follow
         pairs = inbound(headers, drop=drop)
         identity = exchange.id.encode("ascii")
         theirs = find(pairs, b"x-request-id") or find(pairs, b"request-id")
@@ -229,7 +227,7 @@ class Relay:
                 pairs.append((b"X-Accel-Buffering", b"no"))
             if find(pairs, b"cache-control") is None:
                 pairs.append((b"Cache-Control", b"no-cache"))
-        if length is None and status not in _BODILESS:
+        if find(pairs, _LENGTH) is None and status not in BODILESS:
             if exchange.http10:
                 self.keep_alive = False
             else:
@@ -259,6 +257,8 @@ class Relay:
 
     def _finish(self) -> None:
         """End the answer as a complete one."""
+        if self._ended:
+            return  # the grace is over in the very moment that the upstream ended it
         if not self._out.is_closing():
             if self._chunked:
                 self._out.write(self._begun + b"0\r\n\r\n")
@@ -315,7 +315,7 @@ class Relay:
         self._stall = self._loop.call_later(seconds, self._check_client, left, seconds)
 
     def _check_client(self, left: int, seconds: float) -> None:
-        now_left = self._out.get_write_buffer_size()
+        now_left = outstanding(self._out)
         if now_left < left:
             self._watch_client(now_left, seconds)
             return

@@ -93,6 +93,12 @@ class Tap:
         if data:
             self._hold(data, window)
 
+    def closes(self) -> bool:
+        """Return whether an end here is an end; `[DONE]` needs no empty line behind it for that."""
+        if not self.finished and self._ending in (Ending.CHAT, Ending.DONE):
+            self.finished = _DONE.search(b"".join(self._held)) is not None
+        return self.finished
+
     def _hold(self, data: bytes, window: bytes) -> None:
         """Keep *data* of an event that is not complete, as far as there is room for it."""
         self.between = False

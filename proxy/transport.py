@@ -7,11 +7,16 @@ reports 1xx as whole answers, and it takes bytes after a body for the next one.
 """
 
 import asyncio
+import fcntl
 import socket
 import ssl
+import struct
+import sys
+import termios
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -48,7 +53,8 @@ DNS_SECONDS = 10.0
 HEAD_BYTES = 256 * 1024
 HAPPY_EYEBALLS_SECONDS = 0.25
 
-_BODILESS = frozenset({204, 304})
+BODILESS = frozenset({204, 304})
+"""Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 
 class Sink(Protocol):
@@ -74,6 +80,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_in_head",
         "_interim",
+        "_interims",
         "_kept",
         "_loop",
         "_parser",
@@ -115,6 +122,7 @@ class Connection(asyncio.Protocol):
         self._timeouts = timeouts
         self._in_head = False
         self._interim = False
+        self._interims = False
         self._complete = False
         self._kept = False
         self._until_close = False
@@ -187,12 +195,10 @@ class Connection(asyncio.Protocol):
             self._stall.cancel()
             self._stall = None
         if not self.transport.is_closing():
+            if self._uploading:
+                # The end would stand in line behind what the upstream does not take: jump it.
+                linger(self.transport)
             self.transport.abort()
-
-    @property
-    def length(self) -> bytes | None:
-        """Return the answer's `Content-Length`, None where chunks or a close end it."""
-        return find(self.headers, b"content-length")
 
     def reusable(self) -> bool:
         """Return whether another request may be sent here."""
@@ -241,6 +247,8 @@ class Connection(asyncio.Protocol):
             return
         if self._until_close and exc is None and self._failure is None:
             self._complete = True
+        elif self._interims:
+            self._fail(UPSTREAM_PROTOCOL, "announced an answer and sent none")
         else:
             self._fail(UPSTREAM_DISCONNECTED, "closed the connection")
         self._deliver()
@@ -248,7 +256,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._uploading = True
         if self._timeouts.write is not None:
-            self._watch_upload(self.transport.get_write_buffer_size(), self._timeouts.write)
+            self._watch_upload(outstanding(self.transport), self._timeouts.write)
 
     def resume_writing(self) -> None:
         self._uploading = False
@@ -280,6 +288,7 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200
+        self._interims = self._interim
         if status == 101 or self._parser.get_http_version() not in ("1.1", "1.0"):
             self._fail(UPSTREAM_PROTOCOL, "switched to another protocol")
         elif not self._interim:
@@ -300,12 +309,13 @@ class Connection(asyncio.Protocol):
 
     def _frame(self, status: int) -> None:
         """Decide what ends the body (RFC 9112 section 6.3)."""
-        coding = find(self.headers, b"transfer-encoding")
-        if coding is not None and coding.strip().lower() != b"chunked":
+        codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             self._fail(UPSTREAM_PROTOCOL, "used a transfer coding that is not known")
             return
+        length = find(self.headers, b"content-length")
         self.status = status
-        self._until_close = coding is None and self.length is None and status not in _BODILESS
+        self._until_close = not codings and length is None and status not in BODILESS
 
     def _deliver(self) -> None:
         """Hand on what has arrived: the head to who waits for it, the body to who takes it."""
@@ -314,10 +324,10 @@ class Connection(asyncio.Protocol):
             waiter = self._waiter
             if waiter is None or waiter.done():
                 return
-            if self.status:
-                waiter.set_result(None)
-            elif self._failure is not None:
+            if isinstance(self._failure, UpstreamFailure):
                 waiter.set_exception(self._failure)
+            elif self.status:
+                waiter.set_result(None)
             return
         if self._pieces:
             pieces, self._pieces = self._pieces, []
@@ -335,7 +345,7 @@ class Connection(asyncio.Protocol):
             return
         self._surplus = True
         message = f"The upstream {what}"
-        if self.status:
+        if self.status and (self._sink is not None or kind is UPSTREAM_DISCONNECTED):
             self._failure = ProxyError(
                 STREAM_DISCONNECTED, f"{message} before its answer was complete."
             )
@@ -371,7 +381,7 @@ class Connection(asyncio.Protocol):
         self._stall = self._loop.call_later(seconds, self._check_upload, left, seconds)
 
     def _check_upload(self, left: int, seconds: float) -> None:
-        now_left = self.transport.get_write_buffer_size()
+        now_left = outstanding(self.transport)
         if now_left < left:
             self._watch_upload(now_left, seconds)
         elif self._waiter is not None and not self._waiter.done():
@@ -436,8 +446,12 @@ class Transport:
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(IDLE_SECONDS, self._sweep)
         else:
-            self._open.discard(connection)
-            connection.close()
+            self.drop(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close *connection*, whose answer nobody takes."""
+        self._open.discard(connection)
+        connection.close()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -456,8 +470,7 @@ class Transport:
             connection = stack.pop()
             if connection.idle_since > deadline and not connection.transport.is_closing():
                 return connection
-            self._open.discard(connection)
-            connection.close()
+            self.drop(connection)
         return None
 
     def _sweep(self) -> None:
@@ -469,8 +482,7 @@ class Transport:
                 if connection.idle_since > deadline and not connection.transport.is_closing():
                     kept.append(connection)
                 else:
-                    self._open.discard(connection)
-                    connection.close()
+                    self.drop(connection)
             if kept:
                 self._idle[key] = kept
             else:
@@ -613,6 +625,27 @@ class Resolver:
         return await loop.run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Return how many bytes written to *transport* its peer has not taken: here, and in the kernel.
+
+    Only both together shrink whenever the peer takes a byte.
+    """
+    queued = bytearray(4)
+    sock = transport.get_extra_info("socket")
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+    except (OSError, AttributeError):
+        return transport.get_write_buffer_size()
+    return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+
+def linger(transport: asyncio.Transport) -> None:
+    """Make closing *transport* reset the connection, whatever is still unsent."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _context(ca: str | None) -> ssl.SSLContext:
