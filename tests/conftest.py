@@ -1,8 +1,10 @@
 """Everything runs on the loop that production runs on."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -16,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("here", deadline=None)
+    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
     config.addinivalue_line("markers", "long: too slow for every run; only with --long")
 
 

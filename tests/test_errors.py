@@ -211,7 +211,7 @@ ROWS = [
         "only 1xx",
         502,
         "upstream_error",
-        "upstream_disconnected",
+        "upstream_protocol",
         {},
         lambda: raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
         NO_RETRY,
