@@ -7,6 +7,7 @@ checks the whole text in C and hands back the two members that matter.
 """
 
 import re
+from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 
@@ -60,6 +61,7 @@ _SCALAR = re.compile(rb"[^,}\]\s]++")
 # send them, when they cut an emoji in half; msgspec refuses them.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _CANDIDATES = 4
+_WALK_BYTES = 4 * 1024 * 1024
 
 
 def find_model(body: bytes) -> Found:
@@ -120,7 +122,8 @@ def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
     it, must then be free of another `model`.
     """
     places = (m for m in _MODEL.finditer(text) if text.startswith(literal, m.end()))
-    for place in islice(places, _CANDIDATES):
+    first = list(islice(places, _CANDIDATES))
+    for place in (*first, *deque(places, _CANDIDATES)):  # at either end is where people put it
         try:
             before = _HEAD.decode(text[: place.start()] + b'"":0}')
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -133,6 +136,8 @@ def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
         if before.model is not msgspec.UNSET or after.model is not msgspec.UNSET:
             raise BodyError("the body has two `model` fields", "model")
         return place.end(), end
+    if len(text) > _WALK_BYTES:
+        raise BodyError("`model` cannot be told from its look-alikes; put it first", "model")
     return _walk(text)
 
 

@@ -50,6 +50,7 @@ HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 30.0
 KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 5.0
+GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
@@ -277,7 +278,11 @@ class Handler(RequestHandler):
         if self._deaf:
             return
         request = cast(Request | None, self._current_request)
-        if request is not None and request.complete():
+        if request is not None:
+            early = request.complete()
+        else:  # a request may be queued whose handling has not begun
+            early = bool(self._messages) and self._incoming.is_eof()
+        if data and (early or self._held):
             self._held += data
             if len(self._held) > PIPELINED_BYTES:
                 self._held.clear()
@@ -375,6 +380,9 @@ class Handler(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         if cast(Request, request).complete():
             self.watch()
+        elif self._held:
+            held, self._held = bytes(self._held), bytearray()
+            self._take_body(held)
         result = await super()._handle_request(request, start_time, request_handler)
         if self._deaf:
             cast(Sent, result[0]).keep_alive = False
@@ -384,12 +392,24 @@ class Handler(RequestHandler):
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(1.0)
-        elif self._held:
+        elif not self._messages:
             held, self._held = bytes(self._held), bytearray()
-            self.data_received(held)
-        elif self._surplus and not self._messages:
-            self._await_head()
+            self.data_received(held)  # which also wakes the parser, where it has kept something
+            if self._surplus and not self._messages:
+                self._await_head()
+        if not cast(Sent, result[0]).keep_alive:
+            self._see_off()
         return result
+
+    def force_close(self) -> None:
+        """Close, but not at the mercy of a client that never takes its last bytes."""
+        self._see_off()
+        super().force_close()
+
+    def _see_off(self) -> None:
+        transport = self.transport
+        if transport is not None and transport.get_write_buffer_size():
+            self._loop.call_later(1.0, _give_up_on, transport, self._loop)
 
     def _make_error_handler(
         self, err_info: _ErrInfo
@@ -629,6 +649,12 @@ def respond(
     if request.transport is not None:
         request.transport.write(head if exchange.method == "HEAD" else head + body)
     return keep_alive
+
+
+def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    """Abort *transport*, which is closing, if its client has not taken the rest after a while."""
+    if transport.get_write_buffer_size():
+        loop.call_later(GIVE_UP_SECONDS, transport.abort)
 
 
 def _size(message: RawRequestMessage) -> int:

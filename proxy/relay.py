@@ -137,6 +137,9 @@ class Relay:
                 self._watch()
                 self._done = self._loop.create_future()
                 await self._done
+            if self._paused:  # all is written, and the client takes it slowly: `write` still judges
+                self._done = self._loop.create_future()
+                await self._done
         finally:
             client.flow = None
             for timer in (self._idle, self._stall, self._grace, self._total):
@@ -186,7 +189,8 @@ class Relay:
     def pause_writing(self) -> None:
         """Stop the upstream, and give the client a while to go on taking."""
         self._paused = True
-        self._upstream.pause()
+        if not self._ended:
+            self._upstream.pause()
         if self._timeouts.write is not None:
             self._watch_client(outstanding(self._out), self._timeouts.write)
 
@@ -199,6 +203,8 @@ class Relay:
             self._stall = None
         if not self._ended:
             self._upstream.resume()
+        elif self._done is not None and not self._done.done():
+            self._done.set_result(None)
 
     # Inside
 
@@ -283,6 +289,8 @@ class Relay:
         self._ended = True
         if not self._upstream.reusable():
             self._upstream.close()
+        elif self._paused:
+            self._upstream.resume()  # else it would go into the pool, and never be heard again
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 

@@ -29,6 +29,7 @@ from proxy.surfaces import Address
 from proxy.transport import Transport
 
 BACKLOG = 1024
+LAST_WORDS_SECONDS = 0.5
 
 
 class CannotListen(Exception):
@@ -65,17 +66,38 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.gate.empty.wait()
+                await _written(self._clients())
         await self.end()
 
+    def _clients(self) -> list[asyncio.Transport]:
+        """Return the connections of all clients."""
+        handlers = (handler for server in self._servers for handler in server.handlers)
+        return [handler.transport for handler in handlers if handler.transport is not None]
+
     async def end(self) -> None:
-        """End what is still running, and say so to its callers."""
+        """End what is still running, and say so to its callers, if they listen."""
         self.gate.draining = True
+        clients = self._clients()
         self._forward.shut(ProxyError(SHUTDOWN, "The proxy is shutting down."))
         await asyncio.sleep(0)  # the relays' tasks see that they have ended
         for server in self._servers:
             for handler in server.handlers:
                 handler.expel()
-        await asyncio.sleep(0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self.gate.empty.wait()
+                await _written(clients)
+        for client in clients:
+            client.abort()  # who has not taken the rest by now never will
+        await asyncio.sleep(0)  # the loop closes what was aborted
+
+
+async def _written(clients: list[asyncio.Transport]) -> None:
+    """Wait until *clients* have taken all that was written to them."""
+    left = clients
+    while left:
+        await asyncio.sleep(0.01)
+        left = [client for client in left if client.get_write_buffer_size()]
 
 
 @asynccontextmanager
@@ -112,13 +134,8 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
         for listener in running._listeners:
             listener.close()
         await running.end()
-        clients = [c.transport for server in running._servers for c in server.connections]
         for server in running._servers:
             await server.shutdown(0.5)
-        for client in clients:
-            if client is not None:
-                client.abort()  # who has not taken the rest by now never will
-        await asyncio.sleep(0)  # the loop closes what was aborted
         await transport.close()
         await sandbox.close()
         for closer in closers:

@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.dialects import Ending
 
-HELD_BYTES = 64 * 1024
+HELD_BYTES = 1024 * 1024
 """How much of an unfinished event is kept to look for its marker; of a longer one, the beginning."""
 
 # An event ends with an empty line. Atomic, so that CRLF is never taken for two line ends.

@@ -13,12 +13,12 @@ import ssl
 import struct
 import sys
 import termios
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -41,6 +41,7 @@ from proxy.headers import Pair, find
 from proxy.outbound import proxy_authorization
 from proxy.routes import Origin, Timeouts
 
+T = TypeVar("T")
 Dial = Callable[[], Awaitable[socket.socket]]
 """Makes a connected socket to an upstream that is not found by address: the sandbox."""
 
@@ -50,6 +51,7 @@ MAX_AGE_SECONDS = 300.0
 """How old a connection may get, so that a change of DNS is followed however busy it is."""
 STALE_SECONDS = 0.5
 DNS_SECONDS = 10.0
+LOOKUPS = 16
 HEAD_BYTES = 256 * 1024
 HAPPY_EYEBALLS_SECONDS = 0.25
 
@@ -163,6 +165,8 @@ class Connection(asyncio.Protocol):
             self.close()
             raise
         except asyncio.CancelledError:
+            if self._uploading:
+                attempt.phase = "unsent"
             self.close()
             raise
         finally:
@@ -345,7 +349,8 @@ class Connection(asyncio.Protocol):
             return
         self._surplus = True
         message = f"The upstream {what}"
-        if self.status and (self._sink is not None or kind is UPSTREAM_DISCONNECTED):
+        waiting = self._waiter is not None and not self._waiter.done()
+        if self.status and (not waiting or kind is UPSTREAM_DISCONNECTED):
             self._failure = ProxyError(
                 STREAM_DISCONNECTED, f"{message} before its answer was complete."
             )
@@ -401,8 +406,7 @@ class Transport:
         self._dials = dials
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(8, "resolve")
-        self._resolver = Resolver(self._threads, clock)
+        self._resolver = Resolver(clock)
         self._contexts: dict[str | None, ssl.SSLContext] = {}
         self._idle: dict[tuple[str, Origin], list[Connection]] = {}
         self._open: set[Connection] = set()
@@ -461,7 +465,6 @@ class Transport:
             connection.close()
         self._open.clear()
         self._idle.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, key: tuple[str, Origin]) -> Connection | None:
         stack = self._idle.get(key)
@@ -560,7 +563,7 @@ class Transport:
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
         context = self._contexts.get(origin.ca)
         if context is None:
-            context = await self._loop.run_in_executor(self._threads, _context, origin.ca)
+            context = await _in_thread(lambda: _context(origin.ca))
             self._contexts[origin.ca] = context
         try:
             return await self._wrap(sock, ssl=context, server_hostname=origin.host)
@@ -586,8 +589,8 @@ class Resolver:
     Look-ups block, so they have threads of their own: a slow one delays nobody else's.
     """
 
-    def __init__(self, threads: ThreadPoolExecutor, clock: Callable[[], float]) -> None:
-        self._threads = threads
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._room = asyncio.Semaphore(LOOKUPS)
         self._clock = clock
         self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
         self._asked: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}
@@ -621,10 +624,34 @@ class Resolver:
         self._known.pop((host, port), None)
 
     async def _ask(self, host: str, port: int) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
+        async with self._room:
+            return await _in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Return what *call* returns, from a thread that the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as caught:  # noqa: BLE001 - it is raised where it is waited for
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="transport", daemon=True).start()
+    return await future
 
 
 def outstanding(transport: asyncio.Transport) -> int:

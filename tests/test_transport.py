@@ -17,6 +17,9 @@ import pytest
 import trustme
 
 from proxy import transport
+from proxy.errors import ProxyError
+from proxy.exchange import Attempt
+from proxy.routes import Timeouts
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
@@ -1247,3 +1250,51 @@ def test_heads_in_two_pieces(cut: int) -> None:
         assert whole.headers == split.headers
     finally:
         loop.close()
+
+
+class Taken:
+    """Takes an answer, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.ended = False
+        self.error: ProxyError | None = None
+
+    def data(self, data: bytes) -> None:
+        self.body += data
+
+    def end(self) -> None:
+        self.ended = True
+
+    def broke(self, error: ProxyError) -> None:
+        self.error = error
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b""])
+async def test_a_break_before_anybody_listens(rest: bytes) -> None:
+    """An answer that breaks behind its head, before its body is asked for, is a cut one."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setblocking(False)
+        _, connection = await loop.create_connection(
+            lambda: transport.Connection(loop, time.monotonic), sock=ours
+        )
+        asked = connection.ask([b"POST / HTTP/1.1\r\n\r\n"], Timeouts(), Attempt("up", 0.0))
+        await loop.sock_sendall(theirs, SSE_HEAD + chunk(b": one\n\n"))
+        await asked
+        await loop.sock_sendall(theirs, rest)
+        if not rest:
+            theirs.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(5):
+            while not connection.transport.is_closing():
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
+        sink = Taken()
+        connection.attach(sink)
+        assert sink.body == b": one\n\n"
+        assert not sink.ended
+        assert sink.error is not None
+        assert sink.error.kind.code == "upstream_disconnected"
+        assert not connection.reusable()
+        connection.close()

@@ -141,6 +141,10 @@ class Builder:
             self._ca(table.ca, (*path, "ca"))
         credential, forms, missing = self._credential(table.credential, preset, path)
         headers = self._headers(table.headers, (*path, "headers"))
+        signed = {one.header.lower() for one in (credential, *forms.values()) if one is not None}
+        for header in table.headers:
+            if header.lower() in signed:
+                self._problem((*path, "headers", header), "is where the credential goes")
         if base is None or None in further.values():
             return None
         return Upstream(
