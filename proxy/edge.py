@@ -313,7 +313,7 @@ class Handler(RequestHandler):
         self._head_bytes += len(data)
         super().data_received(data)
         if len(self._messages) == known:
-            if data:
+            if self._head_timer is not None or data.strip(b"\r\n"):  # empty lines begin none
                 self._await_head()
             return
         self._stop_head_timer()

@@ -250,7 +250,7 @@ def test_invalid_utf8_elsewhere(body: bytes) -> None:
     assert body[found.start : found.end] == b'"m"'
 
 
-@pytest.mark.parametrize("depth", [1500, 10**6])
+@pytest.mark.parametrize("depth", [200_000, 10**6])
 @pytest.mark.parametrize(
     "form",
     [

@@ -808,8 +808,8 @@ async def test_client_leaves_in_its_head(guarded: Proxy) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [b"P", b"\r\n", b"POST /v1/chat/completions HTTP/1.1\r\n", GOOD[:60], HEALTH + GOOD[:60]],
-    ids=["a byte", "a line end", "a line", "a header", "the second head"],
+    [b"P", b"\r\nP", b"POST /v1/chat/completions HTTP/1.1\r\n", GOOD[:60], HEALTH + GOOD[:60]],
+    ids=["a byte", "behind a line end", "a line", "a header", "the second head"],
 )
 async def test_slow_head(
     guarded: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, sent: bytes
@@ -883,8 +883,9 @@ async def test_slow_head_behind_a_body(
         HEALTH * 3,
         GOOD + HEALTH,
         HEALTH + GOOD + b"\r\n",
+        GOOD + b"\r\n" * 3,
     ],
-    ids=["bodies", "none", "mixed", "line end"],
+    ids=["bodies", "none", "mixed", "line end", "line ends"],
 )
 async def test_no_timeout_behind_whole_requests(
     guarded: Proxy, monkeypatch: pytest.MonkeyPatch, sent: bytes
