@@ -1,16 +1,12 @@
-"""The client's side of the wire: our own RequestHandler, the limits on heads and bodies, and the frame
-around every exchange: it is opened here, whatever fails is told to the caller here, and here it is
-settled, once.
+"""The client's side of the wire: our own RequestHandler, and the limits on heads and bodies.
 
 aiohttp parses; everything it would answer, log or wait for by itself is replaced, because it
 echoes header values, speaks text/plain, waits for ever, and stops noticing that a client has left.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -19,28 +15,17 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.admission import Gate
-from proxy.dialects import shape_of
 from proxy.errors import (
     BAD_REQUEST,
-    CLIENT_GONE,
-    EXPECTATION_FAILED,
     HEADERS_TOO_LARGE,
-    INTERNAL,
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    ORIGIN_NOT_ALLOWED,
     REQUEST_TIMEOUT,
     REQUEST_TOO_LARGE,
-    SHUTDOWN,
     URI_TOO_LONG,
     ProxyError,
-    render,
 )
-from proxy.exchange import Exchange, Ids
+from proxy.exchange import Exchange
 from proxy.headers import find
 from proxy.relay import Flow
-from proxy.sinks import Log
-from proxy.surfaces import Located, Surface, host_name, is_unsafe
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -55,23 +40,6 @@ READ_BYTES = 64 * 1024
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """What answers at a path: the *methods* it knows, and *handle*, which writes the answer and
-    returns whether the client's connection may be used again.
-
-    An *always_open* one answers whatever the request's Host, and is logged at debug level.
-    """
-
-    methods: tuple[str, ...]
-    handle: Callable[[Exchange, "Request"], Awaitable[bool]]
-    always_open: bool = False
-
-
-Find = Callable[[str], tuple[Endpoint, Located | None] | None]
-"""Returns what answers at a raw path, and what the path means, or None."""
 
 
 class Sent:
@@ -135,6 +103,16 @@ class Request:
     def writing_paused(self) -> bool:
         """Return whether the client takes no more for now."""
         return self._protocol.writing_paused
+
+    @property
+    def peername(self) -> object:
+        """Return the client's address."""
+        return self._protocol.peername
+
+    @property
+    def sockname(self) -> object:
+        """Return the address that the client has connected to."""
+        return self._protocol.sockname
 
     @property
     def keep_alive(self) -> bool:
@@ -223,13 +201,25 @@ class Request:
         """Do nothing: no form, no file, nothing to clean up."""
 
 
+class Answering(Protocol):
+    """What a connection's requests are answered by."""
+
+    gate: Gate
+
+    async def handle(self, request: Request) -> Sent:
+        """Answer one request, whatever it is."""
+
+    def malformed(self, request: Request, error: ProxyError) -> Sent:
+        """Answer what could not be parsed as a request."""
+
+
 class Handler(RequestHandler):
     """One client's connection."""
 
     __slots__ = (
+        "_answering",
         "_chunked",
         "_deaf",
-        "_edge",
         "_head_bytes",
         "_head_timer",
         "_held",
@@ -239,7 +229,9 @@ class Handler(RequestHandler):
         "flow",
     )
 
-    def __init__(self, manager: web.Server, edge: "Edge", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, manager: web.Server, answering: Answering, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -252,7 +244,7 @@ class Handler(RequestHandler):
             read_bufsize=READ_BYTES,
             auto_decompress=False,
         )
-        self._edge = edge
+        self._answering = answering
         self.flow: Flow | None = None
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
@@ -266,7 +258,7 @@ class Handler(RequestHandler):
     @property
     def reusable(self) -> bool:
         """Return whether another request may follow on this connection."""
-        return not self._deaf and not self._edge.gate.draining
+        return not self._deaf and not self._answering.gate.draining
 
     def data_received(self, data: bytes) -> None:
         """Take *data* for what it is at this point: a body's, a head's, or too early.
@@ -415,7 +407,7 @@ class Handler(RequestHandler):
         self, err_info: _ErrInfo
     ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
         async def handler(request: web.BaseRequest) -> web.StreamResponse:
-            sent = self._edge.malformed(cast(Any, request), _malformed(err_info))
+            sent = self._answering.malformed(cast(Any, request), _malformed(err_info))
             return cast(web.StreamResponse, sent)
 
         return handler
@@ -427,7 +419,7 @@ class Handler(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Say nothing: `Edge` has answered and logged whatever there was to say."""
+        """Say nothing: the frame has answered and logged whatever there was to say."""
         return cast(web.StreamResponse, Sent(keep_alive=False))
 
     def _await_head(self) -> None:
@@ -448,176 +440,16 @@ class Handler(RequestHandler):
             self._head_timer = None
 
 
-class Edge:
-    """One surface's side of the wire, for all its connections."""
-
-    def __init__(
-        self,
-        surface: Surface,
-        find: Find,
-        gate: Gate,
-        log: Log,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._new_id = Ids()
-        self.surface = surface
-        self.gate = gate
-        self._find = find
-        self._log = log
-        self._clock = clock
-
-    async def handle(self, request: Request) -> Sent:
-        """Answer one request, whatever it is, and leave one record of it."""
-        exchange = self._begin(request)
-        try:
-            endpoint = self._endpoint(exchange, request)
-            keep_alive = await endpoint.handle(exchange, request)
-        except ProxyError as error:
-            keep_alive = self._refuse(exchange, request, error)
-        except asyncio.CancelledError:
-            self._cancelled(exchange, request)
-            raise
-        except Exception:  # noqa: BLE001 - the one place where nothing may escape
-            self._log.events.exception("internal_error", request_id=exchange.id)
-            internal = ProxyError(INTERNAL, "Something went wrong inside the proxy.", close=True)
-            keep_alive = self._refuse(exchange, request, internal)
-        finally:
-            self._settle(exchange)
-        return Sent(keep_alive)
-
-    def malformed(self, request: Request, error: ProxyError) -> Sent:
-        """Answer what could not be parsed as a request."""
-        exchange = self._begin(request)
-        exchange.method = exchange.path = ""
-        self._refuse(exchange, request, error)
-        self._settle(exchange)
-        return Sent(keep_alive=False)
-
-    def _begin(self, request: Request) -> Exchange:
-        message = request.message
-        path, _, query = message.path.partition("?")
-        peer = request._protocol.peername
-        return Exchange(
-            id=self._new_id(),
-            surface=self.surface.name,
-            method=message.method,
-            path=path,
-            query=query,
-            headers=tuple(message.raw_headers),
-            http10=request.http10,
-            client_ip=peer[0] if isinstance(peer, tuple) else None,
-            received=self._clock(),
-        )
-
-    def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
-        """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
-        self._check_form(exchange, request)
-        expect = None if exchange.http10 else find(exchange.headers, b"expect")
-        if expect is not None:
-            request.expect_continue()
-        found = self._find(exchange.path)
-        if found is None:
-            raise ProxyError(NOT_FOUND, "There is nothing at this path.")
-        endpoint, located = found
-        if located is not None:
-            exchange.dialect = located.dialect
-            exchange.suffix = located.suffix
-        exchange.quiet = endpoint.always_open
-        if self.surface.auth == "none" and not endpoint.always_open:
-            self._check_origin(exchange, request)
-        if exchange.method not in endpoint.methods:
-            allowed = ", ".join(endpoint.methods)
-            message = f"This path takes {allowed}."
-            raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
-        if expect is not None and expect.lower() != b"100-continue":
-            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
-        return endpoint
-
-    def _check_form(self, exchange: Exchange, request: Request) -> None:
-        """Refuse what the parser lets through and two readers could take for two things."""
-        message = request.message
-        host = find(exchange.headers, b"host")
-        if host is None:
-            name = "" if exchange.http10 else None
-        else:
-            name = host_name(host.decode("latin-1"))
-        if name is None:
-            raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
-        if tuple(message.version) not in ((1, 1), (1, 0)):
-            raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
-        if message.upgrade or message.method == "CONNECT":
-            raise ProxyError(BAD_REQUEST, "Upgrade and CONNECT are not supported.")
-        if exchange.http10 and message.chunked:
-            raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
-        coding = find(exchange.headers, b"transfer-encoding")
-        if coding is not None and coding.lower() != b"chunked":
-            raise ProxyError(BAD_REQUEST, "The only transfer coding is chunked.")
-        if not exchange.path.startswith("/"):
-            scheme, slashes, rest = exchange.path.partition("://")
-            authority, slash, path = rest.partition("/")
-            authority = authority.lower()
-            ours = host is not None and authority == host.decode("latin-1").lower()
-            exchange.path = ""  # it may hold a password, and goes into the log
-            if scheme.lower() not in ("http", "https") or not slashes or not ours:
-                raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
-            exchange.path = slash + path
-        if is_unsafe(exchange.path) or "#" in message.path:
-            raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
-
-    def _check_origin(self, exchange: Exchange, request: Request) -> None:
-        """Refuse what a web page could make a browser send to a surface that asks for no key."""
-        local = request._protocol.sockname
-        address = local[0] if isinstance(local, tuple) else ""
-        host = (find(exchange.headers, b"host") or b"").decode("latin-1")
-        origin = find(exchange.headers, b"origin")
-        hosts = [host] if host else []
-        if origin is not None:
-            hosts.append(origin.decode("latin-1").partition("://")[2])
-        for name in hosts:
-            if not self.surface.admits_host(name, address):
-                message = "This proxy asks for no key, and answers only to its own names."
-                raise ProxyError(ORIGIN_NOT_ALLOWED, message)
-
-    def _refuse(self, exchange: Exchange, request: Request, error: ProxyError) -> bool:
-        """Tell the caller about *error*; return whether the connection may be used again."""
-        exchange.error = error.kind.code
-        exchange.outcome = error.kind.outcome
-        transport = request.transport
-        if exchange.relayed is not None:
-            return False  # a head is out: all that can be said is that it stays unfinished
-        exchange.status = error.kind.status
-        error.close = error.close or not request.keep_alive or request.waiting
-        if transport is not None:
-            shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
-            body = exchange.method != "HEAD"
-            transport.write(render(error, shape, exchange.id, body=body))
-        return not error.close
-
-    def _cancelled(self, exchange: Exchange, request: Request) -> None:
-        """Note why nobody will finish *exchange*: its client has left, or we are leaving."""
-        if request.transport is not None and self.gate.draining:
-            self._refuse(exchange, request, ProxyError(SHUTDOWN, "The proxy is shutting down."))
-        elif exchange.error is None:
-            if exchange.attempts and exchange.attempts[-1].error is None:
-                exchange.attempts[-1].error = CLIENT_GONE.code
-            exchange.outcome = CLIENT_GONE.outcome
-            exchange.error = CLIENT_GONE.code
-            if exchange.status is None:
-                exchange.status = CLIENT_GONE.status
-
-    def _settle(self, exchange: Exchange) -> None:
-        """Write the record. Nothing here waits, so no cancellation can come between."""
-        self._log.line(exchange.record(self._clock()), quiet=exchange.quiet)
-
-
 class Server(web.Server):
     """Makes a `Handler` for each connection of one surface."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, answering: Answering) -> None:
         super().__init__(
-            cast(Any, edge.handle), request_factory=cast(Any, Request), handler_cancellation=True
+            cast(Any, answering.handle),
+            request_factory=cast(Any, Request),
+            handler_cancellation=True,
         )
-        self._edge = edge
+        self._answering = answering
 
     @property
     def handlers(self) -> list[Handler]:
@@ -629,7 +461,7 @@ class Server(web.Server):
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
-        return Handler(self, self._edge, asyncio.get_running_loop())
+        return Handler(self, self._answering, asyncio.get_running_loop())
 
 
 def respond(

@@ -14,6 +14,7 @@ from typing import Protocol
 from proxy.admission import Gate
 from proxy.body import BodyError, Found, find_model, splice
 from proxy.config import Snapshot
+from proxy.connection import Connection
 from proxy.errors import (
     INVALID_JSON,
     INVALID_KEY,
@@ -35,7 +36,7 @@ from proxy.outbound import Addressed, address, head, without_keys
 from proxy.relay import Downstream, Relay
 from proxy.routes import Route
 from proxy.surfaces import Surface
-from proxy.transport import Connection, Transport
+from proxy.transport import Transport
 
 
 class Inbound(Downstream, Protocol):

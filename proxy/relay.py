@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.connection import BODILESS, Connection, outstanding
 from proxy.dialects import Ending
 from proxy.errors import (
     CLIENT_STALLED,
@@ -26,7 +27,6 @@ from proxy.exchange import Attempt, Exchange
 from proxy.headers import Pair, find, inbound, lines
 from proxy.routes import Timeouts
 from proxy.sse import Tap
-from proxy.transport import BODILESS, Connection, outstanding
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""

@@ -19,10 +19,11 @@ from typing import IO, Protocol
 from proxy import endpoints
 from proxy.admission import Gate
 from proxy.config import Snapshot
-from proxy.edge import Edge, Server
+from proxy.edge import Server
 from proxy.endpoints import health, llm, models
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.forward import Forward
+from proxy.frame import Frame
 from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
 from proxy.surfaces import Address
@@ -122,7 +123,7 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
                 models.endpoint(forward, surface, snapshot),
                 {"/health": health.endpoint()},
             )
-            server = Server(Edge(surface, find, gate, log))
+            server = Server(Frame(surface, find, gate, log))
             running._servers.append(server)
             bound = running.addresses.setdefault(surface.name, [])
             for address in surface.listen:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
+from proxy import connection as wire
 from proxy import transport
 from proxy.errors import ProxyError
 from proxy.exchange import Attempt
@@ -373,8 +374,8 @@ async def test_a_kept_connection_dies_later(
     proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that a kept connection carried for a while is not sent again: it was at work."""
-    assert transport.STALE_SECONDS == 0.5
-    monkeypatch.setattr(transport, "STALE_SECONDS", 0.05)
+    assert wire.STALE_SECONDS == 0.5
+    monkeypatch.setattr(wire, "STALE_SECONDS", 0.05)
 
     async def late(conn: Conn, request: Received) -> None:
         await asyncio.sleep(0.1)
@@ -1241,7 +1242,7 @@ def test_heads_in_two_pieces(cut: int) -> None:
     """A head is the same wherever the network has split it."""
     loop = asyncio.new_event_loop()
     try:
-        whole, split = (transport.Connection(loop, time.monotonic) for _ in range(2))
+        whole, split = (wire.Connection(loop, time.monotonic) for _ in range(2))
         for connection, pieces in ((whole, [SSE_HEAD]), (split, [SSE_HEAD[:cut], SSE_HEAD[cut:]])):
             connection.busy = True
             for piece in pieces:
@@ -1278,7 +1279,7 @@ async def test_a_break_before_anybody_listens(rest: bytes) -> None:
     with theirs:
         theirs.setblocking(False)
         _, connection = await loop.create_connection(
-            lambda: transport.Connection(loop, time.monotonic), sock=ours
+            lambda: wire.Connection(loop, time.monotonic), sock=ours
         )
         asked = connection.ask([b"POST / HTTP/1.1\r\n\r\n"], Timeouts(), Attempt("up", 0.0))
         await loop.sock_sendall(theirs, SSE_HEAD + chunk(b": one\n\n"))

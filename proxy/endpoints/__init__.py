@@ -1,8 +1,8 @@
-"""What answers at which path of a surface: the table that `edge` asks."""
+"""What answers at which path of a surface: the table that `frame` asks."""
 
 from collections.abc import Mapping
 
-from proxy.edge import Endpoint, Find
+from proxy.frame import Endpoint, Find
 from proxy.surfaces import Located, Surface
 
 

@@ -1,7 +1,8 @@
 """`GET /health`: this process is up. Calls nobody, tells nothing, always open."""
 
-from proxy.edge import Endpoint, Request, respond
+from proxy.edge import Request, respond
 from proxy.exchange import Exchange
+from proxy.frame import Endpoint
 
 
 def endpoint() -> Endpoint:

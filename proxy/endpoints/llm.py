@@ -1,8 +1,9 @@
 """The endpoints that carry a model: all of them are forwarded."""
 
-from proxy.edge import Endpoint, Request
+from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
+from proxy.frame import Endpoint
 from proxy.surfaces import Surface
 
 

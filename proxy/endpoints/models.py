@@ -10,10 +10,11 @@ from urllib.parse import unquote
 import orjson
 
 from proxy.config import Snapshot
-from proxy.edge import Endpoint, Request, respond
+from proxy.edge import Request, respond
 from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
 from proxy.exchange import Exchange
 from proxy.forward import Forward
+from proxy.frame import Endpoint
 from proxy.keys import Key
 from proxy.routes import Route
 from proxy.surfaces import Surface

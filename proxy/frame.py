@@ -1,0 +1,207 @@
+"""The frame around every exchange: it is opened here, whatever fails is told to the caller here, and
+here it is settled, once.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from proxy.admission import Gate
+from proxy.dialects import shape_of
+from proxy.edge import Request, Sent
+from proxy.errors import (
+    BAD_REQUEST,
+    CLIENT_GONE,
+    EXPECTATION_FAILED,
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    ORIGIN_NOT_ALLOWED,
+    SHUTDOWN,
+    ProxyError,
+    render,
+)
+from proxy.exchange import Exchange, Ids
+from proxy.headers import find
+from proxy.sinks import Log
+from proxy.surfaces import Located, Surface, host_name, is_unsafe
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What answers at a path: the *methods* it knows, and *handle*, which writes the answer and
+    returns whether the client's connection may be used again.
+
+    An *always_open* one answers whatever the request's Host, and is logged at debug level.
+    """
+
+    methods: tuple[str, ...]
+    handle: Callable[[Exchange, Request], Awaitable[bool]]
+    always_open: bool = False
+
+
+Find = Callable[[str], tuple[Endpoint, Located | None] | None]
+"""Returns what answers at a raw path, and what the path means, or None."""
+
+
+class Frame:
+    """What all connections of one *surface* are answered by; *find* says what is at a path."""
+
+    def __init__(
+        self,
+        surface: Surface,
+        find: Find,
+        gate: Gate,
+        log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._new_id = Ids()
+        self.surface = surface
+        self.gate = gate
+        self._find = find
+        self._log = log
+        self._clock = clock
+
+    async def handle(self, request: Request) -> Sent:
+        """Answer one request, whatever it is, and leave one record of it."""
+        exchange = self._begin(request)
+        try:
+            endpoint = self._endpoint(exchange, request)
+            keep_alive = await endpoint.handle(exchange, request)
+        except ProxyError as error:
+            keep_alive = self._refuse(exchange, request, error)
+        except asyncio.CancelledError:
+            self._cancelled(exchange, request)
+            raise
+        except Exception:  # noqa: BLE001 - the one place where nothing may escape
+            self._log.events.exception("internal_error", request_id=exchange.id)
+            internal = ProxyError(INTERNAL, "Something went wrong inside the proxy.", close=True)
+            keep_alive = self._refuse(exchange, request, internal)
+        finally:
+            self._settle(exchange)
+        return Sent(keep_alive)
+
+    def malformed(self, request: Request, error: ProxyError) -> Sent:
+        """Answer what could not be parsed as a request."""
+        exchange = self._begin(request)
+        exchange.method = exchange.path = ""
+        self._refuse(exchange, request, error)
+        self._settle(exchange)
+        return Sent(keep_alive=False)
+
+    def _begin(self, request: Request) -> Exchange:
+        message = request.message
+        path, _, query = message.path.partition("?")
+        peer = request.peername
+        return Exchange(
+            id=self._new_id(),
+            surface=self.surface.name,
+            method=message.method,
+            path=path,
+            query=query,
+            headers=tuple(message.raw_headers),
+            http10=request.http10,
+            client_ip=peer[0] if isinstance(peer, tuple) else None,
+            received=self._clock(),
+        )
+
+    def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
+        """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
+        self._check_form(exchange, request)
+        expect = None if exchange.http10 else find(exchange.headers, b"expect")
+        if expect is not None:
+            request.expect_continue()
+        found = self._find(exchange.path)
+        if found is None:
+            raise ProxyError(NOT_FOUND, "There is nothing at this path.")
+        endpoint, located = found
+        if located is not None:
+            exchange.dialect = located.dialect
+            exchange.suffix = located.suffix
+        exchange.quiet = endpoint.always_open
+        if self.surface.auth == "none" and not endpoint.always_open:
+            self._check_origin(exchange, request)
+        if exchange.method not in endpoint.methods:
+            allowed = ", ".join(endpoint.methods)
+            message = f"This path takes {allowed}."
+            raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
+        if expect is not None and expect.lower() != b"100-continue":
+            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
+        return endpoint
+
+    def _check_form(self, exchange: Exchange, request: Request) -> None:
+        """Refuse what the parser lets through and two readers could take for two things."""
+        message = request.message
+        host = find(exchange.headers, b"host")
+        if host is None:
+            name = "" if exchange.http10 else None
+        else:
+            name = host_name(host.decode("latin-1"))
+        if name is None:
+            raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
+        if tuple(message.version) not in ((1, 1), (1, 0)):
+            raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
+        if message.upgrade or message.method == "CONNECT":
+            raise ProxyError(BAD_REQUEST, "Upgrade and CONNECT are not supported.")
+        if exchange.http10 and message.chunked:
+            raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
+        coding = find(exchange.headers, b"transfer-encoding")
+        if coding is not None and coding.lower() != b"chunked":
+            raise ProxyError(BAD_REQUEST, "The only transfer coding is chunked.")
+        if not exchange.path.startswith("/"):
+            scheme, slashes, rest = exchange.path.partition("://")
+            authority, slash, path = rest.partition("/")
+            authority = authority.lower()
+            ours = host is not None and authority == host.decode("latin-1").lower()
+            exchange.path = ""  # it may hold a password, and goes into the log
+            if scheme.lower() not in ("http", "https") or not slashes or not ours:
+                raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
+            exchange.path = slash + path
+        if is_unsafe(exchange.path) or "#" in message.path:
+            raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
+
+    def _check_origin(self, exchange: Exchange, request: Request) -> None:
+        """Refuse what a web page could make a browser send to a surface that asks for no key."""
+        local = request.sockname
+        address = local[0] if isinstance(local, tuple) else ""
+        host = (find(exchange.headers, b"host") or b"").decode("latin-1")
+        origin = find(exchange.headers, b"origin")
+        hosts = [host] if host else []
+        if origin is not None:
+            hosts.append(origin.decode("latin-1").partition("://")[2])
+        for name in hosts:
+            if not self.surface.admits_host(name, address):
+                message = "This proxy asks for no key, and answers only to its own names."
+                raise ProxyError(ORIGIN_NOT_ALLOWED, message)
+
+    def _refuse(self, exchange: Exchange, request: Request, error: ProxyError) -> bool:
+        """Tell the caller about *error*; return whether the connection may be used again."""
+        exchange.error = error.kind.code
+        exchange.outcome = error.kind.outcome
+        transport = request.transport
+        if exchange.relayed is not None:
+            return False  # a head is out: all that can be said is that it stays unfinished
+        exchange.status = error.kind.status
+        error.close = error.close or not request.keep_alive or request.waiting
+        if transport is not None:
+            shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
+            body = exchange.method != "HEAD"
+            transport.write(render(error, shape, exchange.id, body=body))
+        return not error.close
+
+    def _cancelled(self, exchange: Exchange, request: Request) -> None:
+        """Note why nobody will finish *exchange*: its client has left, or we are leaving."""
+        if request.transport is not None and self.gate.draining:
+            self._refuse(exchange, request, ProxyError(SHUTDOWN, "The proxy is shutting down."))
+        elif exchange.error is None:
+            if exchange.attempts and exchange.attempts[-1].error is None:
+                exchange.attempts[-1].error = CLIENT_GONE.code
+            exchange.outcome = CLIENT_GONE.outcome
+            exchange.error = CLIENT_GONE.code
+            if exchange.status is None:
+                exchange.status = CLIENT_GONE.status
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Write the record. Nothing here waits, so no cancellation can come between."""
+        self._log.line(exchange.record(self._clock()), quiet=exchange.quiet)
