@@ -40,10 +40,17 @@ class Gate:
 
     def hold(self, count: int) -> None:
         """Make room for *count* more bytes of a body. Raises `ProxyError` where there is none."""
+        self.check(count)
+        self.held += count
+
+    def check(self, count: int) -> None:
+        """Raise `ProxyError` if there is no room for *count* more bytes.
+
+        What is only announced takes no room: a head costs its sender nothing.
+        """
         if self.held + count > self.max_held:
             message = "The proxy holds as many bytes of requests as it may."
             raise ProxyError(OVERLOADED, message, headers=_RETRY, close=True)
-        self.held += count
 
     def drop(self, count: int) -> None:
         """Give back the room of *count* bytes."""

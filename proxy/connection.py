@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         "_clock",
         "_complete",
         "_failure",
+        "_fin",
         "_head_bytes",
         "_in_head",
         "_interim",
@@ -101,6 +102,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[Pair] = []
         self._timeouts = timeouts
         self._in_head = False
+        self._fin = False
         self._interim = False
         self._interims = False
         self._complete = False
@@ -219,6 +221,7 @@ class Connection(asyncio.Protocol):
         self._deliver()
 
     def eof_received(self) -> bool:
+        self._fin = True  # under TLS this is close_notify; a bare FIN there is a cut
         return False  # close; connection_lost says the rest
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -227,7 +230,7 @@ class Connection(asyncio.Protocol):
             self._stall = None
         if not self.busy or self._complete:
             return
-        if self._until_close and exc is None and self._failure is None:
+        if self._until_close and self._fin and exc is None and self._failure is None:
             self._complete = True
         elif self._interims:
             self._fail(UPSTREAM_PROTOCOL, "announced an answer and sent none")
@@ -294,6 +297,9 @@ class Connection(asyncio.Protocol):
         codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
         if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             self._fail(UPSTREAM_PROTOCOL, "used a transfer coding that is not known")
+            return
+        if status < 200 or any(byte < 32 and byte != 9 for byte in self.reason):
+            self._fail(UPSTREAM_PROTOCOL, "sent a status that there is not")
             return
         length = find(self.headers, b"content-length")
         self.status = status

@@ -39,7 +39,6 @@ GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Sent:
@@ -116,8 +115,14 @@ class Request:
 
     @property
     def keep_alive(self) -> bool:
-        """Return whether the client's connection may be used again after this answer."""
-        return not self.message.should_close and not self.http10 and self._protocol.reusable
+        """Return whether the client's connection may be used again after this answer.
+
+        Not after a chunked request: aiohttp's parser makes its last trailer a header of the next
+        request on the connection (3.14.5), so there must be no next one.
+        """
+        message = self.message
+        last = message.should_close or message.chunked or self.http10
+        return not last and self._protocol.reusable
 
     async def read(self, exchange: Exchange, limit: int, gate: Gate) -> bytes:
         """Return the whole body, whose bytes are then held in *gate*.
@@ -129,11 +134,13 @@ class Request:
         announced = int(length) if length is not None else 0
         if announced > limit:
             raise _too_large(limit)
-        held = announced
-        gate.hold(held)
+        gate.check(announced)
+        held = 0
         try:
             if self._payload.is_eof():
                 body = self._payload.read_nowait()
+                gate.hold(len(body))
+                held = len(body)
             else:
                 self._continue()
                 pieces = []
@@ -142,15 +149,13 @@ class Request:
                     count += len(piece)
                     if count > limit:
                         raise _too_large(limit)
-                    if count > held:
-                        gate.hold(count - held)
-                        held = count
+                    gate.hold(len(piece))
+                    held = count
                     pieces.append(piece)
                 body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         except BaseException:
             gate.drop(held)
             raise
-        gate.drop(held - len(body))
         exchange.bytes_in = len(body)
         self._protocol.watch()
         return body
@@ -218,14 +223,12 @@ class Handler(RequestHandler):
 
     __slots__ = (
         "_answering",
-        "_chunked",
         "_deaf",
         "_head_bytes",
         "_head_timer",
         "_held",
         "_incoming",
         "_surplus",
-        "_tail",
         "flow",
     )
 
@@ -248,8 +251,6 @@ class Handler(RequestHandler):
         self.flow: Flow | None = None
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
-        self._chunked = False
-        self._tail = b""
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
         self._surplus = False  # whether the packet with it held the beginning of another head
         self._head_bytes = 0
@@ -287,7 +288,6 @@ class Handler(RequestHandler):
     def _take_body(self, data: bytes) -> None:
         incoming, known = self._incoming, len(self._messages)
         super().data_received(data)
-        self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
         if len(self._messages) > known:
             message, self._incoming = self._messages[-1]
             if isinstance(message, _ErrInfo) and not incoming.is_eof():
@@ -296,7 +296,7 @@ class Handler(RequestHandler):
                 reading = self._current_request is not None
                 incoming.set_exception(RequestPayloadError() if reading else TimeoutError())
         if incoming.is_eof():
-            self._end_body(data, behind=len(self._messages) > known)
+            self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
             if self._surplus and self._current_request is None and not self._messages:
                 self._await_head()
 
@@ -309,28 +309,16 @@ class Handler(RequestHandler):
                 self._await_head()
             return
         self._stop_head_timer()
-        self._tail = data[-len(_LAST_CHUNK) :]
-        self._chunked = False
         for message, _ in tuple(self._messages)[known:]:
-            if isinstance(message, RawRequestMessage):
-                self._chunked = self._chunked or bool(message.chunked)
-                if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
-                    self._messages.clear()
-                    self._refuse_head(431)
-                    break
+            if not isinstance(message, RawRequestMessage):
+                continue
+            if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
+                self._messages.clear()
+                self._refuse_head(431)
+                break
         self._head_bytes = 0
         self._incoming = self._messages[-1][1]
-        behind = len(self._messages) - known > 1
-        if behind or self._incoming.is_eof():
-            self._end_body(data, behind=behind)
-
-    def _end_body(self, data: bytes, *, behind: bool) -> None:
-        """Note what came behind the body that *data* has completed, a whole head perhaps."""
         self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
-        if self._chunked and (behind or self._tail != _LAST_CHUNK):
-            # Trailers, or more behind the last chunk. aiohttp's parser makes the last trailer of a
-            # request a header of the next one on the connection: there must be no next one.
-            self._deaf = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()

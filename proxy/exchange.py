@@ -56,7 +56,8 @@ class Exchange:
     """One client request and its answer, from its head to its record.
 
     *received* is when the head was complete, *read* when the body was; *relayed* when the first
-    byte of the answer went out. All in loop time.
+    byte of the answer went out. All in loop time. *finished*: the client has the marker that ends
+    its stream, so that leaving now breaks nothing off.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Exchange:
     bytes_out: int = 0
     upstream_request_id: str | None = None
     quiet: bool = False
+    finished: bool = False
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""

@@ -210,12 +210,15 @@ class Forward:
         total = route.timeouts.total
         if total is None:
             return await self._send(exchange, route, to, pieces)
+        left = exchange.received + total - self._clock()
+        message = "The answer did not begin in the time that this route allows in all."
+        if left <= 0:
+            raise ProxyError(UPSTREAM_TIMEOUT, message)
         try:
-            async with asyncio.timeout(exchange.received + total - self._clock()):
+            async with asyncio.timeout(left):
                 return await self._send(exchange, route, to, pieces)
         except TimeoutError:
             exchange.attempts[-1].error = UPSTREAM_TIMEOUT.code
-            message = "The answer did not begin in the time that this route allows in all."
             raise ProxyError(UPSTREAM_TIMEOUT, message) from None
 
     async def _send(

@@ -192,11 +192,18 @@ class Frame:
 
     def _cancelled(self, exchange: Exchange, request: Request) -> None:
         """Note why nobody will finish *exchange*: its client has left, or we are leaving."""
+        attempt = exchange.attempts[-1] if exchange.attempts else None
         if request.transport is not None and self.gate.draining:
-            self._refuse(exchange, request, ProxyError(SHUTDOWN, "The proxy is shutting down."))
-        elif exchange.error is None:
-            if exchange.attempts and exchange.attempts[-1].error is None:
-                exchange.attempts[-1].error = CLIENT_GONE.code
+            sent = attempt is not None and attempt.phase != "unsent"
+            if attempt is not None and attempt.error is None:
+                attempt.error = SHUTDOWN.code
+            error = ProxyError(
+                SHUTDOWN, "The proxy is shutting down.", retry=False if sent else None
+            )
+            self._refuse(exchange, request, error)
+        elif exchange.error is None and not exchange.finished:
+            if attempt is not None and attempt.error is None:
+                attempt.error = CLIENT_GONE.code
             exchange.outcome = CLIENT_GONE.outcome
             exchange.error = CLIENT_GONE.code
             if exchange.status is None:

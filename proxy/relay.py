@@ -165,6 +165,7 @@ class Relay:
         tap = self._tap
         if tap is not None:
             tap.feed(data)
+            self._exchange.finished = tap.finished
             if tap.over and self._grace is None:
                 self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
 

@@ -17,7 +17,7 @@ Auth = Literal["none", "keys", "passthrough"]
 
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
 _UNSAFE = re.compile(
-    r"//|\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE
+    r"//|\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|;|%3b|$)", re.IGNORECASE
 )
 
 

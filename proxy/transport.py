@@ -208,11 +208,11 @@ class Transport:
             raise UpstreamFailure(UPSTREAM_CONNECT, "The egress proxy refused to connect.")
 
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
-        context = self._contexts.get(origin.ca)
-        if context is None:
-            context = await _in_thread(lambda: _context(origin.ca))
-            self._contexts[origin.ca] = context
         try:
+            context = self._contexts.get(origin.ca)
+            if context is None:
+                context = await _in_thread(lambda: _context(origin.ca))
+                self._contexts[origin.ca] = context
             return await self._wrap(sock, ssl=context, server_hostname=origin.host)
         except ssl.SSLCertVerificationError as error:
             raise UpstreamFailure(

@@ -270,3 +270,16 @@ async def test_draining(upstream: Upstream) -> None:
         record = await proxy.record(2)
         assert (record["outcome"], record["error"]) == ("refused", "draining")
     assert len(upstream.requests) == 1
+
+
+async def test_announcing_takes_no_room(upstream: Upstream) -> None:
+    """A head that announces a large body keeps nobody else out until the body comes."""
+    async with limited(upstream, "max_held = 1000") as (proxy, gate):
+        head = request(chat("patient/m", text="x" * 600))[:-500]
+        async with await Client.connect(proxy.port) as first:
+            await first.send(head)
+            async with await Client.connect(proxy.port) as second:
+                await second.send(head)
+                await until(lambda: gate.inflight == 2)
+                assert (await call(proxy.port, chat())).status == 200
+        await until(lambda: (gate.inflight, gate.held) == (0, 0))

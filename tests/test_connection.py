@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.connection import Connection, linger, outstanding
+from proxy.errors import UPSTREAM_PROTOCOL, UpstreamFailure
+from proxy.exchange import Attempt
+from proxy.routes import Timeouts
 
 
 class Peer:
@@ -71,3 +74,20 @@ async def test_nothing_of_a_closed_one() -> None:
         assert connection.transport.is_closing()
         assert not connection.reusable()
         assert theirs.recv(1) == b""
+
+
+@pytest.mark.parametrize("status", [b"000", b"007", b"099"])
+async def test_no_such_status(status: bytes) -> None:
+    """A status below 100 is no status, and is not waited behind."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    _, connection = await loop.create_connection(lambda: Connection(loop, loop.time), sock=ours)
+    with theirs:
+        answer = b"HTTP/1.1 " + status + b" Bond\r\nContent-Length: 0\r\n\r\n"
+        asking = connection.ask([b"x"], Timeouts(), Attempt("up", 0.0))
+        loop.call_later(0.01, theirs.send, answer)
+        with pytest.raises(UpstreamFailure) as caught:
+            async with asyncio.timeout(2):
+                await asking
+        assert caught.value.kind is UPSTREAM_PROTOCOL

@@ -104,9 +104,7 @@ async def test_largest_body(guarded: Proxy, upstream: Upstream, framing: str) ->
     async with await Client.connect(guarded.port) as client:
         await client.send(sent)
         assert (await client.answer()).status == 200
-        await client.send(GOOD)
-        assert (await client.answer()).status == 200
-    assert [seen.body for seen in upstream.requests] == [body, chat()]
+    assert [seen.body for seen in upstream.requests] == [body]
     assert upstream.requests[0].value(b"content-length") == b"%d" % len(body)
     assert upstream.requests[0].value(b"transfer-encoding") is None
 
@@ -150,8 +148,6 @@ async def test_tiny_chunks(guarded: Proxy, upstream: Upstream) -> None:
     async with await Client.connect(guarded.port) as client:
         await client.send(request(in_chunks(body, 1), headers=[KEY, CHUNKED], length=False))
         assert (await client.answer(seconds=5)).status == 200
-        await client.send(GOOD)
-        assert (await client.answer()).status == 200
     assert upstream.requests[0].body == body
 
 

@@ -247,7 +247,7 @@ async def test_drain_is_over(upstream: Upstream, stream: bool) -> None:
 
 
 async def test_drain_is_over_before_an_answer(upstream: Upstream) -> None:
-    """Who has no byte of an answer yet when `drain` is over gets an error that says why, and may retry."""
+    """Who has no byte of an answer yet when `drain` is over gets an error that says why."""
     upstream.will(hang())
     async with process(toml(upstream, "300ms")) as proxy:
         async with await Client.connect(proxy.port) as client:

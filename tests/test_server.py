@@ -300,7 +300,10 @@ async def test_drain_ends(upstream: Upstream) -> None:
                 await proxy.running.drain(0.1)
             for client in (waiting, sending):
                 got = await client.answer()
-                assert_authored(got, 503, "server_error", "proxy_shutdown", closes=True)
+                # What was sent may have run, and been billed: it is not to be tried again.
+                hint = {b"x-should-retry": b"false"} if client is waiting else {}
+                kind, code = "server_error", "proxy_shutdown"
+                assert_authored(got, 503, kind, code, headers=hint, closes=True)
         for path, client in clients.items():
             last = await client.closed()
             size, _, text = last.partition(b"\r\n")

@@ -15,8 +15,20 @@ from proxy.lifecycle import CannotStart
 DEFAULT_FILE = "routes.toml"
 
 
+def _occupy_standard_streams() -> None:
+    """Open /dev/null where stdin, stdout or stderr are closed: else the next file takes their number,
+    and what is printed goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. What goes wrong is said in one line a problem, without a traceback."""
+    _occupy_standard_streams()
     parser = argparse.ArgumentParser(
         prog="trunkline",
         description="One key in front, every vendor behind, one file between.",

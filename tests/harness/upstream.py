@@ -53,6 +53,8 @@ class Conn:
     keep: bool = True
 
     async def send(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError("the proxy has left")
         self.writer.write(data)
         await self.writer.drain()
 
