@@ -1081,3 +1081,25 @@ async def test_origin_does_not_matter_to_keys(guarded: Proxy) -> None:
         guarded.port, chat(), headers=[KEY, *origin(b"http://app.example")], host=b"x.example"
     )
     assert got.status == 200
+
+
+@pytest.mark.parametrize("cut", [0, 30])
+@pytest.mark.parametrize("behind", [GOOD, b""], ids=["more behind", "alone"])
+async def test_trailers_behind_a_body(
+    guarded: Proxy, upstream: Upstream, cut: int, behind: bytes
+) -> None:
+    """A chunked request that came in one packet with the end of the body before it is still the
+    last on its connection: no request after it can be given its trailers.
+    """
+    body = b"%x\r\n%b\r\n0\r\nX-Evil: smuggled\r\n\r\n" % (len(chat()), chat())
+    late = request(body, headers=[KEY, CHUNKED], length=False)
+    async with await Client.connect(guarded.port) as client:
+        if cut:
+            await client.send(GOOD[:-cut])
+            await asyncio.sleep(0.02)
+        await client.send((GOOD[-cut:] if cut else GOOD) + late + behind)
+        assert (await client.answer()).status == 200
+        assert (await client.answer()).value(b"connection") == b"close"
+        assert await client.closed() == b""
+    assert len(upstream.requests) == 2
+    assert all(seen.value(b"x-evil") is None for seen in upstream.requests)

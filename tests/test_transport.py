@@ -1021,6 +1021,21 @@ async def test_total_before_the_first_byte(upstream: Upstream) -> None:
         assert (await proxy.record())["outcome"] == "timeout"
 
 
+async def test_total_spent_before_the_upstream(upstream: Upstream) -> None:
+    """A request whose time was up before it could be sent is not sent, kept connection or not."""
+    async with serving(routes_to(upstream, 'timeout = { total = "200ms" }')) as proxy:
+        assert (await call(proxy.port, chat())).status == 200
+        async with await Client.connect(proxy.port) as client:
+            slow = request(chat())
+            await client.send(slow[:-5])
+            await asyncio.sleep(0.3)
+            await client.send(slow[-5:])
+            assert (await client.answer()).code == "upstream_timeout"
+        record = await proxy.record(2)
+        assert record["attempts"] == []
+    assert len(upstream.requests) == 1
+
+
 async def test_total_while_connecting() -> None:
     """`total` bounds the time it takes to connect, too."""
     with blackhole() as port:
