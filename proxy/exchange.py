@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-from proxy.credentials import Credential
 from proxy.dialects import Dialect
 from proxy.errors import Outcome, printable
 from proxy.headers import Pair
@@ -43,7 +42,6 @@ class Attempt:
     status: int | None = None
     error: str | None = None
     ended: float | None = None
-    reused: bool = False
 
     @property
     def maybe_billed(self) -> bool:
@@ -77,7 +75,6 @@ class Exchange:
     stream: bool = False
     route: Route | None = None
     upstream: Upstream | None = None
-    credential: Credential | None = None
     model_sent: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
 

@@ -185,7 +185,6 @@ class Forward:
         assert dialect is not None
         assert sent is not None
         to = address(upstream, dialect, exchange.suffix, exchange.query)
-        exchange.credential = to.credential
         content = [body] if found.model == sent else splice(body, found, sent)
         first = head(
             exchange.method,

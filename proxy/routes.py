@@ -74,7 +74,6 @@ class Upstream:
     public: frozenset[bytes] = frozenset()
     defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
     paths: tuple[tuple[str, Base], ...] = ()
-    timeouts: Timeouts = Timeouts()
     terminal: str = "auto"
     passthrough: bool = False
     missing: str | None = None

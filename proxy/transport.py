@@ -76,7 +76,6 @@ class Transport:
         """
         key = (upstream, origin)
         connection = None if fresh else self._take(key)
-        attempt.reused = connection is not None
         if connection is None:
             connection = await self._connect(origin, timeouts.connect)
             self._open.add(connection)

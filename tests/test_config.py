@@ -217,7 +217,6 @@ def test_smallest_useful_file() -> None:
         "claude-opus": ("https://api.anthropic.com/v1/x", "claude-opus", None, "ANTHROPIC_API_KEY"),
         "corp/m": ("https://llm.corp.example/v1/x", "m", "ck-1", None),
     }  # fmt: skip
-    assert snapshot.found == {"openai": "OPENAI_API_KEY"}
 
 
 def test_one_line_file() -> None:
@@ -805,13 +804,12 @@ def test_secret_file_of_a_preset(used: bool, secret: Path, tmp_path: Path) -> No
     """`VAR_FILE` stands in for a vendor's variable; one that cannot be read matters where it is used."""
     toml = f'[routes]\nm = "{"openai" if used else "sandbox"}/x"'
     snapshot = read(toml, {"OPENAI_API_KEY_FILE": str(secret)})
-    assert snapshot.found == {"openai": "OPENAI_API_KEY"}
     if used:
         assert _upstream(snapshot).credential.secret.reveal() == SECRET_FILE
         problems = told(toml, {"OPENAI_API_KEY_FILE": str(tmp_path / "lost")})
         assert "OPENAI_API_KEY_FILE" in problems["upstreams.openai.credential"]
     else:
-        assert read(toml, {"OPENAI_API_KEY_FILE": str(tmp_path / "lost")}).found == {}
+        assert read(toml, {"OPENAI_API_KEY_FILE": str(tmp_path / "lost")}).routes.match("m")
 
 
 @pytest.mark.parametrize("toml", ['[routes]\nm = "openai/x"', ROUTES + '[keys]\nk = "${K}"'])

@@ -6,7 +6,6 @@ Every problem is collected, none stops the next one from being found.
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -60,7 +59,6 @@ class Builder:
         self._presets = preset_file.load()
         self._upstreams: dict[str, Upstream] = {}
         self._origins: dict[str, dict[str, str]] = {}
-        self._found: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def build(self, name: str, content: bytes, now: datetime) -> Snapshot:
@@ -68,7 +66,6 @@ class Builder:
         file = self._file
         for upstream in file.upstreams:
             self._upstream(upstream)
-        self._find_variables()
         routes = Routes(self._routes())
         keys = self._keys()
         surfaces = self._surfaces(bool(file.keys))
@@ -90,7 +87,6 @@ class Builder:
             routes=routes,
             keys=keys,
             origins=self._origins,
-            found=self._found,
         )
 
     # Upstreams
@@ -165,7 +161,6 @@ class Builder:
                     key=lambda item: -len(item[0]),
                 )
             ),
-            timeouts=Timeouts(),
             terminal=table.terminal or "auto",
             passthrough=table.passthrough,
             missing=missing,
@@ -277,13 +272,6 @@ class Builder:
             if names.count(name.lower()) > 1:
                 self._problem((*path, name), "stands there twice; its case does not matter")
         return tuple(pairs)
-
-    def _find_variables(self) -> None:
-        for name, preset in self._presets.items():
-            with suppress(Unset):  # it matters, and is told, where a route leads there
-                found = self._first_set(preset)
-                if found is not None:
-                    self._found[name] = found.source
 
     # Routes
 

@@ -25,8 +25,7 @@ class Settings:
 class Snapshot:
     """One reading of *file*.
 
-    *origins* says for `explain` where each timeout of a route was set, by the route's name;
-    *found* are the variables that vendors' presets look for and that have a value.
+    *origins* says for `explain` where each timeout of a route was set, by the route's name.
     """
 
     file: str
@@ -38,7 +37,6 @@ class Snapshot:
     routes: RouteTable
     keys: KeyRing
     origins: Mapping[str, Mapping[str, str]]
-    found: Mapping[str, str]
 
 
 TIMEOUT_NAMES = tuple(Timeouts.__dataclass_fields__)
