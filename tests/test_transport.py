@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
 import threading
@@ -671,6 +672,30 @@ async def test_tls_streams(ca: str, how: str) -> None:
             assert not got.whole
             async with asyncio.timeout(2):
                 await upstream.connections[0].gone.wait()
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_tls_ends_with_a_word(ca: str, said: bool) -> None:
+    """An answer that a close ends is whole only if TLS says so: anybody can forge a bare FIN."""
+
+    async def step(conn: Conn, request: Received) -> None:
+        await conn.send(head(200, [JSON]) + b'{"half":')
+        conn.keep = False
+        if not said:
+            await asyncio.sleep(0.05)
+            sock = conn.writer.get_extra_info("socket")
+            with socket.socket(fileno=os.dup(sock.fileno())) as bare:
+                bare.shutdown(socket.SHUT_WR)
+            await conn.left()
+
+    async with (
+        Upstream(context(AUTHORITY, "localhost")) as upstream,
+        serving(to(f"https://localhost:{upstream.port}/v1", ca)) as proxy,
+    ):
+        upstream.will(step)
+        got = await call(proxy.port, chat())
+        assert (got.body, got.whole) == (b'{"half":', said)
+        assert (await proxy.record())["outcome"] == ("ok" if said else "upstream_cut")
 
 
 PAST = datetime.now(UTC) - timedelta(days=2)
