@@ -1,4 +1,4 @@
-"""Find `model` and `stream` in a request body, and put another model in its place.
+"""Find `model` and `stream` in a JSON body, and put another model in the place of one.
 
 The body is never rebuilt: `find_model` says where the value of the top-level `model` stands in the
 original bytes, `splice` cuts there. Order, spacing, escapes, big numbers and fields nobody has
@@ -28,16 +28,19 @@ class BodyError(ValueError):
 class Found:
     """What routing needs of a body.
 
-    *model* is the asked-for name, None where the body has none; *start* and *end* are the offsets
-    of its value (both the place to insert at, where it is missing); *stream* is whether the caller
-    asked for one; *empty* is whether the object has no member at all.
+    *model* is the asked-for name, None where the body has none. Another one goes between *start* and
+    *end*, with *before* and *after* around it: in the place of its value, or where it is to be
+    inserted. *stream* is whether the caller asked for one. In a *form* the value stands as it is, in
+    JSON as a string.
     """
 
     model: str | None
     start: int
     end: int
     stream: bool
-    empty: bool = False
+    before: bytes = b""
+    after: bytes = b""
+    form: bool = False
 
 
 class _Head(msgspec.Struct):
@@ -77,8 +80,9 @@ def find_model(body: bytes) -> Found:
     if head.model is msgspec.UNSET:
         opening = _OPEN.match(text)
         assert opening is not None  # msgspec has parsed it as an object
-        empty = text[opening.end() : opening.end() + 1] == b"}"
-        return Found(None, opening.end(), opening.end(), stream, empty)
+        at = opening.end()
+        after = b"" if text[at : at + 1] == b"}" else b","
+        return Found(None, at, at, stream, b'"model":', after)
     start, end = _locate(text, bytes(head.model))
     try:
         model = _NAME.decode(body[start:end])
@@ -92,11 +96,9 @@ def splice(body: bytes, found: Found, model: str) -> list[bytes | memoryview]:
 
     The pieces are views: a 20 MB body is not copied to change twelve bytes of it.
     """
-    value = orjson.dumps(model)
-    if found.model is None:
-        value = b'"model":' + value + (b"" if found.empty else b",")
+    value = model.encode("utf-8") if found.form else orjson.dumps(model)
     whole = memoryview(body)
-    return [whole[: found.start], value, whole[found.end :]]
+    return [whole[: found.start], found.before + value + found.after, whole[found.end :]]
 
 
 def _parse(body: bytes) -> tuple[bytes, _Head]:

@@ -3,23 +3,27 @@
 A `Connection` carries one request at a time and hands the answer on as it arrives, from
 `data_received` to the relay in one call. The traps of the parser are all met here: it has no mode
 for answers without end (a close ends them), it reports 1xx as whole answers, it takes bytes after
-a body for the next answer, and it knows keep-alive only inside its own callback.
+a body for the next answer, and it knows keep-alive only inside its own callback. After a 101 there
+is no parser any more: bytes are bytes, in both directions.
 """
 
 import asyncio
 import fcntl
+import os
 import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
 from proxy.errors import (
     STREAM_DISCONNECTED,
+    STREAM_TIMEOUT,
     UPSTREAM_DISCONNECTED,
     UPSTREAM_PROTOCOL,
     UPSTREAM_TIMEOUT,
@@ -37,8 +41,32 @@ BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 
+_LEFT = {7, 8}
+"""TCP_CLOSE and TCP_CLOSE_WAIT, as TCP_INFO says them (linux/tcp_states.h)."""
+
+
+class Flow(Protocol):
+    """What listens to whether a peer keeps up with what is written to it."""
+
+    def pause_writing(self) -> None:
+        """The peer takes no more for now."""
+
+    def resume_writing(self) -> None:
+        """The peer takes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request body that is sent as it comes: *read* returns the next piece, nothing at its end, and
+    raises `ProxyError` where it breaks; the pieces may have to go out *chunked*.
+    """
+
+    read: Callable[[], Awaitable[bytes]]
+    chunked: bool
+
+
 class Sink(Protocol):
-    """Where the body of an answer goes: to a relay."""
+    """Where the body of an answer goes: to a relay, or a tunnel."""
 
     def data(self, data: bytes) -> None:
         """Take the next piece, which is never empty."""
@@ -56,6 +84,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_clock",
         "_complete",
+        "_drained",
         "_failure",
         "_fin",
         "_head_bytes",
@@ -66,18 +95,25 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_parser",
         "_pieces",
+        "_pump",
+        "_raw",
+        "_sent",
         "_sent_at",
         "_sink",
         "_stall",
         "_surplus",
         "_timeouts",
+        "_timer",
         "_until_close",
+        "_upgrade",
         "_uploading",
         "_waiter",
         "born",
         "busy",
+        "flow",
         "headers",
         "idle_since",
+        "leaving",
         "reason",
         "status",
         "transport",
@@ -92,8 +128,11 @@ class Connection(asyncio.Protocol):
         self.born = self.idle_since = clock()
         self.used = 0
         self.busy = False
-        self._uploading = False
-        self._stall: asyncio.TimerHandle | None = None
+        self.leaving = False  # its last words are still on their way
+        self.flow: Flow | None = None
+        self._uploading = False  # the transport holds bytes of a request that nobody takes
+        self._drained: asyncio.Future[None] | None = None
+        self._stall: Stall | None = None
         self._begin(Timeouts())
 
     def _begin(self, timeouts: Timeouts) -> None:
@@ -114,16 +153,30 @@ class Connection(asyncio.Protocol):
         self._failure: ProxyError | None = None
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
+        self._sent = False  # all of an upload has gone out
+        self._pump: asyncio.Task[None] | None = None
+        self._upgrade = False
+        self._raw = False
 
     # What forward and relay do with it
 
     async def ask(
-        self, pieces: Sequence[bytes | memoryview], timeouts: Timeouts, attempt: Attempt
+        self,
+        pieces: Sequence[bytes | memoryview],
+        timeouts: Timeouts,
+        attempt: Attempt,
+        upload: Upload | None = None,
+        *,
+        upgrade: bool = False,
     ) -> None:
         """Send a request, given as *pieces*, and wait for the head of its answer.
 
-        Raises `UpstreamFailure`; the connection is closed then, as it is on cancellation.
+        An *upload* follows the pieces as it comes, and may go on when the answer has begun. With
+        *upgrade* the answer may be a 101, after which the connection is a tunnel. Raises
+        `ProxyError`, mostly an `UpstreamFailure`; the connection is closed then, as it is on
+        cancellation.
         """
         self.busy = True
         self._begin(timeouts)
@@ -131,30 +184,59 @@ class Connection(asyncio.Protocol):
             raise self._dead("unsent")
         self._waiter = self._loop.create_future()
         self._sent_at = self._clock()
+        self._upgrade = upgrade
         self.used += 1
         attempt.phase = "sent"
         self.transport.writelines(pieces)
-        timer = None
-        if timeouts.first_byte is not None:
-            timer = self._loop.call_later(timeouts.first_byte, self._late)
+        if upload is not None:
+            self._pump = self._loop.create_task(self._send(upload))
+        else:
+            self._await_first_byte()
         try:
             await self._waiter
-        except UpstreamFailure:
-            if self._uploading:
-                attempt.phase = "unsent"
-            self.close()
-            raise
-        except asyncio.CancelledError:
-            if self._uploading:
+        except (ProxyError, asyncio.CancelledError):
+            if self._unsent:
                 attempt.phase = "unsent"
             self.close()
             raise
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
         attempt.phase = "answered"
         attempt.status = self.status
+
+    @property
+    def _unsent(self) -> bool:
+        """Return whether part of the request has not gone out."""
+        return self._uploading or (self._pump is not None and not self._sent)
+
+    def _await_first_byte(self) -> None:
+        if self._timeouts.first_byte is not None and self._waiter is not None:
+            self._timer = self._loop.call_later(self._timeouts.first_byte, self._late)
+
+    async def _send(self, upload: Upload) -> None:
+        """Send the body of a request as it comes, and no faster than it is taken."""
+        try:
+            while piece := await upload.read():
+                if self._uploading:
+                    self._drained = self._loop.create_future()
+                    await self._drained
+                if self.transport.is_closing():
+                    return
+                if upload.chunked:
+                    piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+                self.transport.write(piece)
+            if upload.chunked and not self.transport.is_closing():
+                self.transport.write(b"0\r\n\r\n")
+        except ProxyError as error:  # the client's doing
+            if self._failure is None:
+                self._failure = error
+            self._deliver()
+            self.transport.abort()
+        else:
+            self._sent = True
+            self._await_first_byte()
 
     def attach(self, sink: Sink) -> None:
         """Hand the body to *sink*: at once what has arrived already, then the rest as it comes."""
@@ -171,18 +253,37 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
+    def write(self, data: bytes) -> None:
+        """Send *data* through the tunnel that this connection has become."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def close(self) -> None:
         """End the connection at once; nothing is delivered any more."""
         self._sink = None
         self._surplus = True
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        self._quiet()
         if not self.transport.is_closing():
             if self._uploading:
                 # The end would stand in line behind what the upstream does not take: jump it.
                 linger(self.transport)
             self.transport.abort()
+
+    def hang_up(self, seconds: float) -> None:
+        """End the tunnel when the upstream has taken what was sent through it, or after *seconds*."""
+        self._sink = None
+        self._quiet()
+        if not self.transport.is_closing():
+            self.transport.close()
+            self.leaving = True
+            self._loop.call_later(seconds, self.transport.abort)
+
+    def _quiet(self) -> None:
+        if self._stall is not None:
+            self._stall.stop()
+            self._stall = None
+        if self._pump is not None:
+            self._pump.cancel()
 
     def reusable(self) -> bool:
         """Return whether another request may be sent here."""
@@ -190,7 +291,7 @@ class Connection(asyncio.Protocol):
             self._complete
             and not self._surplus
             and not self._until_close
-            and not self._uploading
+            and not self._unsent
             and not self.transport.is_closing()
             and self._kept
         )
@@ -201,6 +302,10 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._raw:
+            self._pieces.append(data)
+            self._deliver()
+            return
         if not self.busy or self._complete:
             # Nobody asked: a second answer, or an answer to nothing. It must reach nobody.
             self._surplus = True
@@ -210,8 +315,11 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(UPSTREAM_PROTOCOL, "switched to another protocol")
+        except httptools.HttpParserUpgrade as switched:
+            if not self._raw:
+                self._fail(UPSTREAM_PROTOCOL, "switched to another protocol")
+            elif rest := data[switched.args[0] :]:
+                self._pieces.append(rest)
         except httptools.HttpParserError:
             self._surplus = True
             if not self._complete:
@@ -225,12 +333,12 @@ class Connection(asyncio.Protocol):
         return False  # close; connection_lost says the rest
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        if exc is not None and (self._pump is not None or self._uploading):
+            self._read_rest()
+        self._quiet()
         if not self.busy or self._complete:
             return
-        if self._until_close and self._fin and exc is None and self._failure is None:
+        if (self._until_close or self._raw) and self._fin and exc is None and self._failure is None:
             self._complete = True
         elif self._interims:
             self._fail(UPSTREAM_PROTOCOL, "announced an answer and sent none")
@@ -238,16 +346,33 @@ class Connection(asyncio.Protocol):
             self._fail(UPSTREAM_DISCONNECTED, "closed the connection")
         self._deliver()
 
+    def _read_rest(self) -> None:
+        """Read what the kernel still has: an upstream that answers early, and closes while we send,
+        resets the connection, and what it has said is then seen by nobody.
+        """
+        if self.transport.get_extra_info("ssl_object") is not None:
+            return  # what the kernel has is not plain
+        sock = self.transport.get_extra_info("socket")
+        with suppress(OSError, AttributeError):
+            while not self._complete and (data := os.read(sock.fileno(), 65536)):
+                self.data_received(data)
+
     def pause_writing(self) -> None:
         self._uploading = True
         if self._timeouts.write is not None:
-            self._watch_upload(outstanding(self.transport), self._timeouts.write)
+            self._stall = Stall(self._loop, self.transport, self._timeouts.write, self._not_taken)
+        if self.flow is not None:
+            self.flow.pause_writing()
 
     def resume_writing(self) -> None:
         self._uploading = False
         if self._stall is not None:
-            self._stall.cancel()
+            self._stall.stop()
             self._stall = None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self.flow is not None:
+            self.flow.resume_writing()
 
     # httptools; a name is fixed by the library
 
@@ -274,7 +399,13 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200
         self._interims = self._interim
-        if status == 101 or self._parser.get_http_version() not in ("1.1", "1.0"):
+        to = find(self.headers, b"upgrade") or b""
+        asked = self._upgrade and to.lower() == b"websocket"
+        if status == 101 and asked and self._parser.should_upgrade():
+            self._interim = self._interims = False
+            self._raw = True
+            self.status = status
+        elif status == 101 or self._parser.get_http_version() not in ("1.1", "1.0"):
             self._fail(UPSTREAM_PROTOCOL, "switched to another protocol")
         elif not self._interim:
             self._frame(status)
@@ -286,7 +417,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
-        elif self._failure is None:
+        elif self._failure is None and not self._raw:
             self._complete = True
             self._kept = bool(self._parser.should_keep_alive())  # true of this answer only now
 
@@ -312,8 +443,9 @@ class Connection(asyncio.Protocol):
             waiter = self._waiter
             if waiter is None or waiter.done():
                 return
-            if isinstance(self._failure, UpstreamFailure):
-                waiter.set_exception(self._failure)
+            failure = self._failure
+            if failure is not None and (isinstance(failure, UpstreamFailure) or not self.status):
+                waiter.set_exception(failure)
             elif self.status:
                 waiter.set_result(None)
             return
@@ -339,7 +471,7 @@ class Connection(asyncio.Protocol):
                 STREAM_DISCONNECTED, f"{message} before its answer was complete."
             )
         elif kind is UPSTREAM_DISCONNECTED:
-            self._failure = self._dead("unsent" if self._uploading else "sent")
+            self._failure = self._dead("unsent" if self._unsent else "sent")
         else:
             self._failure = UpstreamFailure(kind, f"{message}.", billed=True)
         if not self.transport.is_closing():
@@ -366,16 +498,48 @@ class Connection(asyncio.Protocol):
             message = "The upstream did not begin to answer in time."
             self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message, billed=True))
 
-    def _watch_upload(self, left: int, seconds: float) -> None:
-        self._stall = self._loop.call_later(seconds, self._check_upload, left, seconds)
-
-    def _check_upload(self, left: int, seconds: float) -> None:
-        now_left = outstanding(self.transport)
-        if now_left < left:
-            self._watch_upload(now_left, seconds)
-        elif self._waiter is not None and not self._waiter.done():
-            message = "The upstream stopped taking the request."
+    def _not_taken(self) -> None:
+        """Say that the upstream has not taken a byte of what was sent to it for too long."""
+        message = "The upstream stopped taking the request."
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message))
+        elif self._raw and self._failure is None:
+            self._failure = ProxyError(STREAM_TIMEOUT, "The upstream takes no more.")
+            self._deliver()
+
+
+class Stall:
+    """Watches that the peer of *transport* takes at least a byte every *seconds*, until `stop`;
+    where it does not, calls *late*.
+    """
+
+    __slots__ = ("_late", "_left", "_loop", "_seconds", "_timer", "_transport")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.Transport,
+        seconds: float,
+        late: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._seconds = seconds
+        self._late = late
+        self._left = outstanding(transport)
+        self._timer = loop.call_later(seconds, self._check)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left = outstanding(self._transport)
+        if left < self._left:
+            self._left = left
+            self._timer = self._loop.call_later(self._seconds, self._check)
+        else:
+            self._late()
 
 
 def outstanding(transport: asyncio.Transport) -> int:
@@ -390,6 +554,19 @@ def outstanding(transport: asyncio.Transport) -> int:
     except (OSError, AttributeError):
         return transport.get_write_buffer_size()
     return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Return whether the peer of *transport* has closed or reset the connection, though nothing of it
+    is read.
+    """
+    sock = transport.get_extra_info("socket")
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as same:
+            state = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (OSError, AttributeError):  # a unix socket has no such state
+        return False
+    return state in _LEFT
 
 
 def linger(transport: asyncio.Transport) -> None:

@@ -4,8 +4,12 @@ A `Secret` has no printable form: `repr`, `str`, `format`, JSON and pickle all r
 The one way to its text is `reveal`, which is called where bytes go onto the wire and nowhere else.
 """
 
+import re
+import threading
 from dataclasses import dataclass
 from typing import NoReturn
+
+_PRESENTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 class Secret:
@@ -20,6 +24,14 @@ class Secret:
     def reveal(self) -> str:
         """Return the text itself, for the wire."""
         return self._text
+
+    @property
+    def known(self) -> bool:
+        """Return whether there is a text yet."""
+        return bool(self._text)
+
+    def refused(self) -> None:
+        """Take note that the upstream would not have it."""
 
     def mask(self) -> str:
         """Return enough to tell two secrets apart, too little to use one."""
@@ -42,6 +54,36 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is not written anywhere")
+
+
+class LiveSecret(Secret):
+    """A secret that changes while we run: its text is the last good one, empty before the first.
+
+    *stale* is set to have it read anew before its time.
+    """
+
+    __slots__ = ("stale",)
+
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text, source)
+        self.stale = threading.Event()
+
+    def replace(self, text: str) -> None:
+        """Let *text* be the secret from now on."""
+        self._text = text
+
+    def refused(self) -> None:
+        self.stale.set()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def is_presentable(text: str) -> bool:
+    """Return whether *text* can be a header's value as it is (RFC 9110 section 5.5)."""
+    return _PRESENTABLE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """The wire forms that endpoints speak: their paths, their error bodies, how their streams end."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from proxy.errors import Shape
 
@@ -23,48 +25,100 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One wire form: its *name* in config, logs and docs, and what Trunkline must know of it."""
+    """One wire form: its *name* in config, logs and docs, and what Trunkline must know of it.
+
+    *carries* is where a request says its model. A *conversation* is one of the big forms, that a
+    vendor either speaks or does not: what a preset says of them holds even where it is inferred.
+    """
 
     name: str
     shape: Shape
     ending: Ending = Ending.NONE
+    carries: Literal["body", "path", "query"] = "body"
+    conversation: bool = False
 
 
-CHAT = Dialect("chat", "openai", Ending.CHAT)
+CHAT = Dialect("chat", "openai", Ending.CHAT, conversation=True)
 COMPLETIONS = Dialect("completions", "openai", Ending.CHAT)
+FIM = Dialect("fim", "openai", Ending.CHAT)
 EMBEDDINGS = Dialect("embeddings", "openai")
-RESPONSES = Dialect("responses", "responses", Ending.RESPONSES)
-MESSAGES = Dialect("messages", "anthropic", Ending.MESSAGES)
+RESPONSES = Dialect("responses", "responses", Ending.RESPONSES, conversation=True)
+MESSAGES = Dialect("messages", "anthropic", Ending.MESSAGES, conversation=True)
 COUNT_TOKENS = Dialect("count_tokens", "anthropic")
 MODERATIONS = Dialect("moderations", "openai")
 RERANK = Dialect("rerank", "openai")
+IMAGES = Dialect("images", "openai")
+AUDIO = Dialect("audio", "openai")
+VIDEOS = Dialect("videos", "openai")
+REALTIME = Dialect("realtime", "openai", carries="query")
+GEMINI = Dialect("gemini", "gemini", carries="path", conversation=True)
+MODELS = Dialect("models", "openai")
+FILES = Dialect("files", "openai")
+"""What carries no model: files, batches, and all that is kept at the vendor."""
+
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        CHAT, RESPONSES, MESSAGES, COUNT_TOKENS, COMPLETIONS, FIM, EMBEDDINGS, RERANK, MODERATIONS,
+        IMAGES, AUDIO, VIDEOS, REALTIME, GEMINI, MODELS, FILES,
+    )
+}  # fmt: skip
 
 ENDPOINTS: dict[str, Dialect] = {
     "chat/completions": CHAT,
     "completions": COMPLETIONS,
+    "fim/completions": FIM,
     "embeddings": EMBEDDINGS,
     "responses": RESPONSES,
+    "responses/compact": RESPONSES,
+    "responses/input_tokens": RESPONSES,
     "messages": MESSAGES,
     "messages/count_tokens": COUNT_TOKENS,
     "moderations": MODERATIONS,
     "rerank": RERANK,
+    "images/generations": IMAGES,
+    "images/edits": IMAGES,
+    "images/variations": IMAGES,
+    "audio/speech": AUDIO,
+    "audio/transcriptions": AUDIO,
+    "audio/translations": AUDIO,
+    "videos": VIDEOS,
+    "realtime": REALTIME,
 }
 """The endpoints that carry a model, by their path below a base path."""
 
-BELOW: dict[str, Dialect] = {"responses/": RESPONSES}
-"""Endpoints whose further paths (`responses/compact`) speak the same dialect."""
+_NATIVE = re.compile(r"models/(.+):([A-Za-z]+)")
 
 
 def find(path: str) -> Dialect | None:
-    """Return the dialect of *path* (below the base path, without query), if it is a known one."""
-    dialect = ENDPOINTS.get(path)
-    if dialect is None:
-        for prefix, below in BELOW.items():
-            if path.startswith(prefix) and len(path) > len(prefix):
-                return below
-    return dialect
+    """Return the dialect of *path* (below the base path, without query), if it carries a model."""
+    return ENDPOINTS.get(path) or (GEMINI if _NATIVE.fullmatch(path) else None)
+
+
+def native(path: str) -> tuple[str, str]:
+    """Return the model, as it is written, and the verb of a Gemini-native *path*:
+    `models/gemini-2.5-pro:generateContent`.
+    """
+    match = _NATIVE.fullmatch(path)
+    assert match is not None  # else `find` had not found it
+    return match[1], match[2]
+
+
+def family(path: str) -> Dialect:
+    """Return the dialect that *path*, which carries no model, belongs to: `responses/resp_1` is a
+    matter of responses, and whatever else is kept at a vendor one of files.
+    """
+    while path:
+        if path in ENDPOINTS:
+            return ENDPOINTS[path]
+        if path == "models":
+            return MODELS
+        path = path.rpartition("/")[0]
+    return FILES
 
 
 def shape_of(path: str) -> Shape:
     """Return the error shape that whoever called *path* expects, known or not."""
-    return "anthropic" if "/messages" in path else "openai"
+    if "/messages" in path:
+        return "anthropic"
+    return "gemini" if "/v1beta/" in path or "/v1alpha/" in path else "openai"

@@ -15,6 +15,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.admission import Gate
+from proxy.connection import Flow, has_left
 from proxy.errors import (
     BAD_REQUEST,
     HEADERS_TOO_LARGE,
@@ -25,7 +26,6 @@ from proxy.errors import (
 )
 from proxy.exchange import Exchange
 from proxy.headers import find
-from proxy.relay import Flow
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -37,6 +37,8 @@ KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 5.0
 GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
+PAUSED_SECONDS = 0.5
+"""How often a client that is held back is looked at, to see whether it has left."""
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
 
@@ -121,7 +123,7 @@ class Request:
         request on the connection (3.14.5), so there must be no next one.
         """
         message = self.message
-        last = message.should_close or message.chunked or self.http10
+        last = message.should_close or message.chunked or message.upgrade or self.http10
         return not last and self._protocol.reusable
 
     async def read(self, exchange: Exchange, limit: int, gate: Gate) -> bytes:
@@ -159,6 +161,27 @@ class Request:
         exchange.bytes_in = len(body)
         self._protocol.watch()
         return body
+
+    @property
+    def length(self) -> int | None:
+        """Return how long the body is said to be, None where only its end will tell."""
+        if self.message.chunked:
+            return None
+        length = find(self.message.raw_headers, b"content-length")
+        return int(length) if length is not None else 0
+
+    async def receive(self, exchange: Exchange) -> bytes:
+        """Return the next piece of the body as it comes, nothing at its end. Raises `ProxyError`."""
+        self._continue()
+        piece = await self._piece()
+        exchange.bytes_in += len(piece)
+        if not piece:
+            self._protocol.watch()
+        return piece
+
+    def tunnel(self, take: Callable[[bytes], None]) -> None:
+        """Hand to *take* what the client sends from now on, and at once what it has sent early."""
+        self._protocol.tunnel(take)
 
     def complete(self) -> bool:
         """Return whether the whole body has come in."""
@@ -228,7 +251,9 @@ class Handler(RequestHandler):
         "_head_timer",
         "_held",
         "_incoming",
+        "_lookout",
         "_surplus",
+        "_take",
         "flow",
     )
 
@@ -253,6 +278,8 @@ class Handler(RequestHandler):
         self._deaf = False  # nothing more of this connection is a request
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
         self._surplus = False  # whether the packet with it held the beginning of another head
+        self._take: Callable[[bytes], None] | None = None
+        self._lookout: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -268,6 +295,9 @@ class Handler(RequestHandler):
         client has left. What comes behind an exchange that is running is kept for later, up to a
         bound; beyond it nothing of this connection is a request any more.
         """
+        if self._take is not None:
+            self._take(data)
+            return
         if self._deaf:
             return
         request = cast(Request | None, self._current_request)
@@ -322,12 +352,29 @@ class Handler(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        if self._lookout is not None:
+            self._lookout.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.flow is not None:
             self.flow.pause_writing()
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self._lookout is None:
+            self._lookout = self._loop.call_later(PAUSED_SECONDS, self._look_for_end)
+
+    def _look_for_end(self) -> None:
+        """Ask the kernel whether the client is there: who does not read is not told."""
+        self._lookout = None
+        if self.transport is None or not self._reading_paused:
+            return
+        if has_left(self.transport):
+            self.transport.abort()
+        else:
+            self._lookout = self._loop.call_later(PAUSED_SECONDS, self._look_for_end)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -338,6 +385,20 @@ class Handler(RequestHandler):
         """Go on reading, though the parser may have enough: to see the client leave."""
         if self._reading_paused or self._buffer_paused:
             self._resume_transport_reading()
+
+    def tunnel(self, take: Callable[[bytes], None]) -> None:
+        """Hand to *take* whatever comes from now on, and what has come already behind the head."""
+        if self._deaf and self.transport is not None:
+            # It has said more than is kept before it had its answer, and some of that is lost.
+            self.transport.abort()
+            return
+        early = self._message_tail + bytes(self._held)
+        self._message_tail = b""
+        self._held.clear()
+        self._take = take
+        self._deaf = True  # for everything else: no request will follow
+        if early:
+            take(early)
 
     def retire(self) -> None:
         """Take no further request: close at once where none is running, else after its answer."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import orjson
 
-Shape = Literal["openai", "anthropic", "responses"]
+Shape = Literal["openai", "anthropic", "responses", "gemini"]
 """The error body a caller's SDK parses; `responses` differs from `openai` only inside a stream."""
 
 Outcome = Literal[
@@ -49,6 +49,9 @@ MODEL_NOT_ALLOWED = Kind(403, "permission_error", "model_not_allowed", "refused"
 ORIGIN_NOT_ALLOWED = Kind(403, "permission_error", "origin_not_allowed", "refused")
 NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "client_error")
 MODEL_NOT_FOUND = Kind(404, "invalid_request_error", "model_not_found", "client_error")
+ENDPOINT_NOT_SUPPORTED = Kind(
+    404, "invalid_request_error", "endpoint_not_supported", "client_error"
+)
 METHOD_NOT_ALLOWED = Kind(405, "invalid_request_error", "method_not_allowed", "client_error")
 INVALID_JSON = Kind(400, "invalid_request_error", "invalid_json", "client_error")
 INVALID_MODEL = Kind(400, "invalid_request_error", "invalid_model", "client_error")
@@ -56,6 +59,7 @@ BAD_REQUEST = Kind(400, "invalid_request_error", "bad_request", "client_error", 
 UNSUPPORTED_ENCODING = Kind(415, "invalid_request_error", "unsupported_encoding", "client_error")
 EXPECTATION_FAILED = Kind(417, "invalid_request_error", "expectation_failed", "client_error")
 URI_TOO_LONG = Kind(414, "invalid_request_error", "uri_too_long", "client_error", close=True)
+UPGRADE_REQUIRED = Kind(426, "invalid_request_error", "upgrade_required", "client_error")
 REQUEST_TIMEOUT = Kind(
     408, "invalid_request_error", "request_timeout", "client_error", close=True, retry=False
 )
@@ -136,6 +140,17 @@ _ANTHROPIC_BY_TYPE = {
     "upstream_error": "api_error",
     "timeout_error": "api_error",
 }
+_GEMINI_BY_STATUS = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+"""google.rpc.Code, by status."""
 
 
 def render(error: ProxyError, shape: Shape, request_id: str, *, body: bool = True) -> bytes:
@@ -145,7 +160,7 @@ def render(error: ProxyError, shape: Shape, request_id: str, *, body: bool = Tru
     it says what the body's length would have been.
     """
     kind = error.kind
-    content = _anthropic(error, request_id) if shape == "anthropic" else _openai(error)
+    content = _content(error, shape, request_id)
     lines = [
         f"HTTP/1.1 {kind.status} {_reason(kind.status)}",
         "Content-Type: application/json",
@@ -177,7 +192,13 @@ def render_event(error: ProxyError, shape: Shape, request_id: str) -> bytes:
             "param": error.param,
         }
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
-    return b"data: " + _openai(error) + b"\n\n"
+    return b"data: " + _content(error, shape, request_id) + b"\n\n"
+
+
+def _content(error: ProxyError, shape: Shape, request_id: str) -> bytes:
+    if shape == "anthropic":
+        return _anthropic(error, request_id)
+    return _gemini(error) if shape == "gemini" else _openai(error)
 
 
 def _openai(error: ProxyError) -> bytes:
@@ -201,6 +222,25 @@ def _anthropic(error: ProxyError, request_id: str) -> bytes:
             "type": "error",
             "error": {"type": name, "message": error.message},
             "request_id": request_id,
+        }
+    )
+
+
+def _gemini(error: ProxyError) -> bytes:
+    kind = error.kind
+    reason = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": kind.code,
+        "domain": "trunkline",
+    }
+    return orjson.dumps(
+        {
+            "error": {
+                "code": kind.status,
+                "message": error.message,
+                "status": _GEMINI_BY_STATUS.get(kind.status, "INVALID_ARGUMENT"),
+                "details": [reason],
+            }
         }
     )
 

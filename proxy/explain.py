@@ -1,13 +1,20 @@
 """What would happen to a request, said before it is sent: from the same tables the hot path uses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from proxy import dialects
+from proxy.body import BodyError
 from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
+from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect
 from proxy.outbound import address
-from proxy.routes import Route
-from proxy.surfaces import Surface
+from proxy.routes import Route, Timeouts, Upstream
+from proxy.surfaces import Located, Surface, is_unsafe
+from proxy.target import model_in_path, model_in_query, path_for, query_for
+
+Lines = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,62 +25,176 @@ class Explanation:
     works: bool
 
 
-def explain(snapshot: Snapshot, surface: Surface, model: str, path: str) -> Explanation:
-    """Say what happens to a request for *model* at *path* of *surface*. Secrets are masked."""
-    lines = [("model", model), ("surface", f"{surface.name}, auth {surface.auth}")]
+def explain(snapshot: Snapshot, surface: Surface, model: str | None, path: str) -> Explanation:
+    """Say what happens to a request for *model* (None: it names none) at *path* of *surface*.
+
+    Secrets are masked.
+    """
+    lines: Lines = [] if model is None else [("model", model)]
+    lines.append(("surface", f"{surface.name}, auth {surface.auth}"))
+    path, _, query = path.partition("?")
+    works = _explain(snapshot, surface, model, path, query, lines)
+    return Explanation(tuple(lines), works)
+
+
+def _explain(
+    snapshot: Snapshot, surface: Surface, model: str | None, path: str, query: str, lines: Lines
+) -> bool:
+    """Add to *lines* what happens; return whether it leads anywhere."""
+    if is_unsafe(path):
+        lines.append(("path", f"{path} → 400 bad_request: it could mean another place"))
+        return False
     located = surface.locate(path)
-    if located is not None and located.dialect is None:
-        lines.append(("path", f"{path}: the list of models, answered here"))
-        return Explanation(tuple(lines), works=True)
-    if located is None or located.dialect is None:
-        known = ", ".join(sorted(dialects.ENDPOINTS))
-        lines.append(("path", f"{path} → 404 not_found; the endpoints are {known}"))
-        return Explanation(tuple(lines), works=False)
-    dialect, suffix = located.dialect, located.suffix
-    lines.append(("path", f"{path}, dialect {dialect.name}"))
+    if located is None or not located.suffix:
+        return _nothing(path, lines)
+    suffix, dialect = located.suffix, located.dialect
+    if dialect is not None:
+        lines.append(("path", f"{path}, dialect {dialect.name}"))
+        try:
+            model = model or _named(dialect, suffix, query) or "default"
+            return _routed(snapshot, surface, model, dialect, suffix, query, lines)
+        except BodyError as error:
+            lines.append(("model", f"400 invalid_model: {error.message}"))
+            return False
+    if surface.models == "list" and (suffix == "models" or suffix.startswith("models/")):
+        parts = query.split("&")
+        asked = next((part for part in parts if part.startswith("upstream=")), None)
+        if asked is None:
+            lines.append(("path", f"{path}: the list of models, answered here"))
+            return True
+        parts.remove(asked)
+        upstream = snapshot.upstreams.get(unquote(asked.removeprefix("upstream=")))
+        return _kept(surface, located, path, "&".join(parts), upstream, lines)
+    upstream = snapshot.unrouted.match(located.base, suffix) if surface.serves(suffix) else None
+    if upstream is None:
+        return _nothing(path, lines)
+    return _kept(surface, located, path, query, upstream, lines)
+
+
+def _named(dialect: Dialect, suffix: str, query: str) -> str | None:
+    """Return the model that the target itself names. Raises `BodyError`."""
+    if dialect is GEMINI:
+        return model_in_path(suffix)
+    return model_in_query(query) if dialect is REALTIME else None
+
+
+def _nothing(path: str, lines: Lines) -> bool:
+    known = ", ".join(sorted(dialects.ENDPOINTS))
+    lines.append(("path", f"{path} → 404 not_found; the endpoints are {known}"))
+    return False
+
+
+def _kept(
+    surface: Surface,
+    located: Located,
+    path: str,
+    query: str,
+    upstream: Upstream | None,
+    lines: Lines,
+) -> bool:
+    """Say what happens to what carries no model."""
+    dialect = dialects.family(located.suffix)
+    lines.append(("path", f"{path}, carries no model, dialect {dialect.name}"))
+    if upstream is None or surface.routes is not None:
+        why = "there is no such upstream" if upstream is None else "the surface shows some models"
+        lines.append(("upstream", f"404 not_found: {why}"))
+        return False
+    if dialect is MODELS and not upstream.speaks(dialect):
+        why = f"{upstream.name} has no list of models"
+        lines.append(("upstream", f"404 endpoint_not_supported: {why}"))
+        return False
+    lines.append(("keys", "those without a `models` list"))
+    return _sent(
+        surface,
+        upstream,
+        dialect,
+        "any method",
+        located.suffix,
+        query,
+        upstream.timeouts,
+        {},
+        lines,
+    )
+
+
+def _routed(
+    snapshot: Snapshot,
+    surface: Surface,
+    model: str,
+    dialect: Dialect,
+    suffix: str,
+    query: str,
+    lines: Lines,
+) -> bool:
+    """Say what happens to what carries a model."""
     route = snapshot.routes.match(model)
     if route is None or not surface.shows(model):
         near = snapshot.routes.nearest(model, surface.shows)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         why = "is not visible on this surface" if route else "no route matches"
         lines.append(("route", f"404 model_not_found: {why}{hint}"))
-        return Explanation(tuple(lines), works=False)
+        return False
     lines += _route(snapshot, route, model)
-    upstream = route.upstream
+    upstream, sent = route.upstream, route.model_sent(model)
+    lines.append(("upstream model", sent))
+    if not upstream.speaks(dialect):
+        spoken = ", ".join(upstream.spoken or ())
+        lines.append(("upstream", f"404 endpoint_not_supported: {upstream.name} speaks {spoken}"))
+        return False
+    method = "POST"
+    if dialect is GEMINI:
+        suffix = path_for(suffix, sent)
+    elif dialect is REALTIME:
+        method, query = "WebSocket", query_for(query, sent)
+    origins = snapshot.origins[route.name]
+    return _sent(surface, upstream, dialect, method, suffix, query, route.timeouts, origins, lines)
+
+
+def _sent(
+    surface: Surface,
+    upstream: Upstream,
+    dialect: Dialect,
+    method: str,
+    suffix: str,
+    query: str,
+    timeouts: Timeouts,
+    origins: Mapping[str, str],
+    lines: Lines,
+) -> bool:
+    """Say what is sent to *upstream*, and for how long it is waited for."""
     passthrough = surface.auth == "passthrough"
     if passthrough and not upstream.passthrough:
         why = f"{upstream.name} does not say `passthrough = true`"
         lines.append(("upstream", f"403 model_not_allowed: {why}"))
-        return Explanation(tuple(lines), works=False)
+        return False
     to = address(upstream, dialect, suffix, "")
     lines.append(("upstream", upstream.name))
-    lines.append(("url", f"POST {to.base.url(suffix)}"))
+    lines.append(("url", f"{method} {to.base.url(suffix)}{'?' + query if query else ''}"))
     if to.base.origin.proxy is not None:
         lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
-    lines.append(("upstream model", route.model_sent(model)))
     if passthrough:
         lines.append(("header", "the caller's own credential, as it came"))
     elif to.credential is not None:
         source = to.credential.secret.source
         lines.append(("header", f"{to.credential.masked()}  (from {source})"))
     for name, value in upstream.headers:
-        shown = value.decode("latin-1") if name in upstream.public else "…"
+        shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
         lines.append(("header", f"{name.decode()}: {shown}  (set for {upstream.name})"))
     for name, value in upstream.defaults.get(dialect.name, ()):
-        lines.append(
-            ("header", f"{name.decode()}: {value.decode()}  (preset, if the client sends none)")
-        )
+        shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
+        lines.append(("header", f"{name.decode()}: {shown}  (if the client sends none)"))
     for timeout in TIMEOUT_NAMES:
-        seconds = getattr(route.timeouts, timeout)
+        seconds = getattr(timeouts, timeout)
         limit = "none" if seconds is None else f"{seconds:g} s"
-        lines.append(("timeout", f"{timeout} {limit}  ({snapshot.origins[route.name][timeout]})"))
-    dormant = upstream.missing is not None and not passthrough
-    if dormant:
-        lines.append(("dormant", f"503 not_configured: {upstream.missing} is not set"))
-    return Explanation(tuple(lines), works=not dormant)
+        origin = f"  ({origins[timeout]})" if origins else ""
+        lines.append(("timeout", f"{timeout} {limit}{origin}"))
+    variable = upstream.lacks(passthrough=passthrough)
+    if variable is not None:
+        lines.append(("dormant", f"503 not_configured: {variable} is not set"))
+    return variable is None
 
 
-def _route(snapshot: Snapshot, route: Route, model: str) -> list[tuple[str, str]]:
+def _route(snapshot: Snapshot, route: Route, model: str) -> Lines:
     kind = "longest prefix" if route.pattern.prefix else "exact name"
     via = "".join(f" → {name}" for name in route.via)
     others = [other.name for other in snapshot.routes.candidates(model) if other is not route]

@@ -19,6 +19,7 @@ from proxy.errors import (
     NOT_FOUND,
     ORIGIN_NOT_ALLOWED,
     SHUTDOWN,
+    UPGRADE_REQUIRED,
     ProxyError,
     render,
 )
@@ -33,16 +34,18 @@ class Endpoint:
     """What answers at a path: the *methods* it knows, and *handle*, which writes the answer and
     returns whether the client's connection may be used again.
 
-    An *always_open* one answers whatever the request's Host, and is logged at debug level.
+    An *always_open* one answers whatever the request's Host, and is logged at debug level. One that
+    *upgrades* answers WebSockets, and nothing else.
     """
 
     methods: tuple[str, ...]
     handle: Callable[[Exchange, Request], Awaitable[bool]]
     always_open: bool = False
+    upgrades: bool = False
 
 
-Find = Callable[[str], tuple[Endpoint, Located | None] | None]
-"""Returns what answers at a raw path, and what the path means, or None."""
+Find = Callable[[str, str], tuple[Endpoint, Located | None] | None]
+"""Returns what answers a method at a raw path, and where that path stands, or None."""
 
 
 class Frame:
@@ -112,7 +115,9 @@ class Frame:
         expect = None if exchange.http10 else find(exchange.headers, b"expect")
         if expect is not None:
             request.expect_continue()
-        found = self._find(exchange.path)
+        found = self._find(exchange.method, exchange.path)
+        if request.message.upgrade and (found is None or not found[0].upgrades):
+            raise ProxyError(BAD_REQUEST, "There is no upgrade to another protocol here.")
         if found is None:
             raise ProxyError(NOT_FOUND, "There is nothing at this path.")
         endpoint, located = found
@@ -126,6 +131,8 @@ class Frame:
             allowed = ", ".join(endpoint.methods)
             message = f"This path takes {allowed}."
             raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
+        if endpoint.upgrades:
+            self._check_upgrade(exchange, request)
         if expect is not None and expect.lower() != b"100-continue":
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         return endpoint
@@ -142,8 +149,8 @@ class Frame:
             raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
         if tuple(message.version) not in ((1, 1), (1, 0)):
             raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
-        if message.upgrade or message.method == "CONNECT":
-            raise ProxyError(BAD_REQUEST, "Upgrade and CONNECT are not supported.")
+        if message.method == "CONNECT":
+            raise ProxyError(BAD_REQUEST, "CONNECT is not supported.")
         if exchange.http10 and message.chunked:
             raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
         coding = find(exchange.headers, b"transfer-encoding")
@@ -160,6 +167,15 @@ class Frame:
             exchange.path = slash + path
         if is_unsafe(exchange.path) or "#" in message.path:
             raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
+
+    def _check_upgrade(self, exchange: Exchange, request: Request) -> None:
+        """Refuse what is not the beginning of a WebSocket (RFC 6455 section 4.2.1)."""
+        if not request.message.upgrade or exchange.http10:  # RFC 9110 section 7.8
+            wanted = (("Upgrade", "websocket"),)
+            raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
+        protocol = find(exchange.headers, b"upgrade") or b""
+        if protocol.lower() != b"websocket" or request.length != 0:
+            raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, without a body.")
 
     def _check_origin(self, exchange: Exchange, request: Request) -> None:
         """Refuse what a web page could make a browser send to a surface that asks for no key."""

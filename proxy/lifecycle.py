@@ -41,24 +41,44 @@ async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
 
+    beginning = asyncio.current_task()
+
     def signalled() -> None:
         (now if stop.is_set() else stop).set()
+        if beginning is not None:
+            beginning.cancel()
 
-    async with serve(snapshot) as running:
-        loop.set_exception_handler(lambda _, context: _note(running, context))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, signalled)
-        ready(running)
-        _announce(running)
-        await stop.wait()
-        running.log.events.info("draining", inflight=running.gate.inflight)
-        drain = loop.create_task(running.drain(snapshot.settings.drain))
-        second = loop.create_task(now.wait())
-        await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (drain, second):
-            task.cancel()
-        await asyncio.gather(drain, second, return_exceptions=True)
-        running.log.events.info("stopped")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        async with serve(snapshot) as running:
+            beginning = None
+            await _serve(snapshot, running, ready, stop, now)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+
+
+async def _serve(
+    snapshot: Snapshot,
+    running: Running,
+    ready: Callable[[Running], None],
+    stop: asyncio.Event,
+    now: asyncio.Event,
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: _note(running, context))
+    ready(running)
+    _announce(running)
+    await stop.wait()
+    running.log.events.info("draining", inflight=running.gate.inflight)
+    drain = loop.create_task(running.drain(snapshot.settings.drain))
+    second = loop.create_task(now.wait())
+    await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, second):
+        task.cancel()
+    await asyncio.gather(drain, second, return_exceptions=True)
+    running.log.events.info("stopped")
 
 
 def _note(running: Running, context: dict[str, Any]) -> None:

@@ -6,18 +6,20 @@ reaches the target, and nothing at all reaches the host.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
-from proxy.dialects import Dialect
+from proxy.dialects import REALTIME, Dialect
 from proxy.headers import Pair, find, lines, outbound
 from proxy.keys import KeyRing
 from proxy.routes import Base, Origin, Upstream
 
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
+_PROTOCOL = b"sec-websocket-protocol"
+_TOKEN = b"openai-insecure-api-key."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,9 @@ class Addressed:
 
 def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Addressed:
     """Return where a request for *suffix* (the path below the base path) of *dialect* goes."""
-    base = upstream.base_of(suffix)
+    base = upstream.base_of(dialect, suffix)
     target = f"{base.path}/{suffix}?{query}" if query else f"{base.path}/{suffix}"
-    return Addressed(base, target, upstream.credential_for(dialect.name))
+    return Addressed(base, target, upstream.credential_for(dialect))
 
 
 def head(
@@ -45,9 +47,12 @@ def head(
     *,
     stream: bool,
     passthrough: bool,
-    length: int,
+    framing: bytes,
 ) -> bytes:
-    """Write the head of the request: copy the *client*'s headers, strip, then sign."""
+    """Write the head of the request: copy the *client*'s headers, strip, then sign.
+
+    *framing* are the header lines that say where the request ends, or what it turns into.
+    """
     pairs = list(upstream.headers)
     if stream:
         pairs = [pair for pair in pairs if pair[0].lower() != _ACCEPT_ENCODING]
@@ -56,6 +61,8 @@ def head(
         pairs.append(to.credential.line())
     drop = frozenset([name.lower() for name, _ in pairs])
     kept = outbound(client, drop=drop, passthrough=passthrough)
+    if dialect is REALTIME and not passthrough:
+        kept = _without_token(kept)
     for default in upstream.defaults.get(dialect.name, ()):
         name = default[0].lower()
         if name not in drop and find(kept, name) is None:
@@ -65,15 +72,26 @@ def head(
     if origin.proxy is not None and origin.scheme == "http":
         target = f"http://{origin.authority}{target}"  # RFC 9112 section 3.2.2
         hop = proxy_authorization(origin)
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%bContent-Length: %d\r\n\r\n" % (
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b%b\r\n" % (
         method.encode("ascii"),
         target.encode("utf-8", "surrogateescape"),
         origin.authority.encode("ascii"),
         hop.encode("ascii"),
         lines(kept),
         lines(pairs),
-        length,
+        framing,
     )
+
+
+def length(count: int) -> bytes:
+    """Return the framing of a body of *count* bytes."""
+    return b"Content-Length: %d\r\n" % count
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+"""The framing of a body whose length only its end will tell."""
+WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+"""What asks for a WebSocket (RFC 6455 section 4.1)."""
 
 
 def proxy_authorization(origin: Origin) -> str:
@@ -83,6 +101,36 @@ def proxy_authorization(origin: Origin) -> str:
         return ""
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
+
+
+def tokens_of(pairs: Iterable[Pair]) -> Iterator[bytes]:
+    """Yield each key that a browser offers as a subprotocol of a WebSocket, for want of headers."""
+    offered = b",".join([value for name, value in pairs if name.lower() == _PROTOCOL])
+    for protocol in offered.split(b","):
+        name = protocol.strip()
+        if name.startswith(_TOKEN):
+            yield name.removeprefix(_TOKEN)
+
+
+def _without_token(pairs: list[Pair]) -> list[Pair]:
+    """Return *pairs* less every key that is offered as a subprotocol: ours goes into a header."""
+    kept = []
+    for name, value in pairs:
+        if name.lower() == _PROTOCOL and _TOKEN in value:
+            offered = [protocol.strip() for protocol in value.split(b",")]
+            value = b", ".join([one for one in offered if not one.startswith(_TOKEN)])
+            if not value:
+                continue
+        kept.append((name, value))
+    return kept
+
+
+def keys_in(query: str) -> Iterator[bytes]:
+    """Yield each `key` parameter of *query*, where Google's clients may put theirs."""
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if unquote_to_bytes(name) == b"key":
+            yield unquote_to_bytes(value)
 
 
 def without_keys(query: str, keys: KeyRing) -> str:

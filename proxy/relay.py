@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.connection import BODILESS, Connection, outstanding
+from proxy.connection import BODILESS, Connection, Flow, Stall
 from proxy.dialects import Ending
 from proxy.errors import (
     CLIENT_STALLED,
@@ -32,16 +32,6 @@ GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
 _LENGTH = b"content-length"
-
-
-class Flow(Protocol):
-    """What listens to whether the client keeps up."""
-
-    def pause_writing(self) -> None:
-        """The client takes no more for now."""
-
-    def resume_writing(self) -> None:
-        """The client takes again."""
 
 
 class Downstream(Protocol):
@@ -113,7 +103,7 @@ class Relay:
         self._paused = False
         self._last = 0.0
         self._idle: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
+        self._stall: Stall | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._total: asyncio.TimerHandle | None = None
 
@@ -142,9 +132,11 @@ class Relay:
                 await self._done
         finally:
             client.flow = None
-            for timer in (self._idle, self._stall, self._grace, self._total):
+            for timer in (self._idle, self._grace, self._total):
                 if timer is not None:
                     timer.cancel()
+            if self._stall is not None:
+                self._stall.stop()
             if not self._ended:
                 self._upstream.close()
 
@@ -193,14 +185,14 @@ class Relay:
         if not self._ended:
             self._upstream.pause()
         if self._timeouts.write is not None:
-            self._watch_client(outstanding(self._out), self._timeouts.write)
+            self._stall = Stall(self._loop, self._out, self._timeouts.write, self._not_taken)
 
     def resume_writing(self) -> None:
         """Let the upstream go on."""
         self._paused = False
         self._last = self._clock()
         if self._stall is not None:
-            self._stall.cancel()
+            self._stall.stop()
             self._stall = None
         if not self._ended:
             self._upstream.resume()
@@ -320,14 +312,7 @@ class Relay:
     def _overdue(self) -> None:
         self.abort(ProxyError(STREAM_TIMEOUT, "The answer took longer than this route allows."))
 
-    def _watch_client(self, left: int, seconds: float) -> None:
-        self._stall = self._loop.call_later(seconds, self._check_client, left, seconds)
-
-    def _check_client(self, left: int, seconds: float) -> None:
-        now_left = outstanding(self._out)
-        if now_left < left:
-            self._watch_client(now_left, seconds)
-            return
+    def _not_taken(self) -> None:
         self._exchange.outcome = CLIENT_STALLED.outcome
         self._exchange.error = CLIENT_STALLED.code
         self._upstream.close()

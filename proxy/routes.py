@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from proxy.credentials import Credential
+from proxy.dialects import GEMINI, Dialect
 from proxy.headers import Pair
 from proxy.patterns import Pattern
 
@@ -60,10 +61,12 @@ class Upstream:
     """A base URL, the credential that is presented there, and policy.
 
     *forms* holds the credential of dialects that want another form than *credential*;
-    *defaults* the headers a dialect needs where the client sent none; *headers* are always set,
-    and *public* are the names of those whose value the file itself states, so that it is no secret.
+    *defaults* the headers a dialect needs where the client sent none; *headers* are always set.
+    *public* are the headers of both whose value the file or a preset states, so that it is no secret.
     *paths* maps a prefix of the path below the base path to another base, longest first.
-    *missing* names the variable without which the upstream is dormant.
+    *spoken* are the dialects that it is known to speak, None where nothing is known, and *inferred*
+    says that this rests on less than its documentation. *unplaced* names the variable that its URL
+    lacks, *missing* the one that its credential lacks. *timeouts* hold where no route says more.
     """
 
     name: str
@@ -71,23 +74,45 @@ class Upstream:
     credential: Credential | None = None
     forms: Mapping[str, Credential] = field(default_factory=dict)
     headers: tuple[Pair, ...] = field(default=(), repr=False)
-    public: frozenset[bytes] = frozenset()
-    defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    public: frozenset[Pair] = field(default=frozenset(), repr=False)
+    defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict, repr=False)
     paths: tuple[tuple[str, Base], ...] = ()
+    spoken: tuple[str, ...] | None = None
+    inferred: bool = False
     terminal: str = "auto"
+    billed: bool = True
     passthrough: bool = False
+    unplaced: str | None = None
     missing: str | None = None
+    timeouts: Timeouts = Timeouts()
 
-    def base_of(self, suffix: str) -> Base:
-        """Return the base that *suffix* belongs below: the longest of `paths`, else the base."""
+    def base_of(self, dialect: Dialect, suffix: str) -> Base:
+        """Return the base that *suffix*, in *dialect*, belongs below: the longest of `paths` that
+        it begins with, where Gemini's own paths go by the name `gemini`; else the base.
+        """
+        place = dialect.name if dialect is GEMINI else suffix
         for prefix, base in self.paths:
-            if suffix == prefix or suffix.startswith(prefix + "/"):
+            if place == prefix or place.startswith(prefix + "/"):
                 return base
         return self.base
 
-    def credential_for(self, dialect: str) -> Credential | None:
+    def credential_for(self, dialect: Dialect) -> Credential | None:
         """Return what is presented to an endpoint of *dialect*."""
-        return self.forms.get(dialect, self.credential)
+        return self.forms.get(dialect.name, self.credential)
+
+    def speaks(self, dialect: Dialect) -> bool:
+        """Return whether a request in *dialect* may be sent there.
+
+        Of a vendor whose list is inferred, only the big forms are refused: where it may just as
+        well speak a small one, it is the vendor that should say no.
+        """
+        if self.spoken is None or dialect.name in self.spoken:
+            return True
+        return self.inferred and not dialect.conversation
+
+    def lacks(self, *, passthrough: bool) -> str | None:
+        """Return the variable without which nothing can be sent there, if there is one."""
+        return self.unplaced or (None if passthrough else self.missing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +139,31 @@ class Route:
                 return self.model
             return self.model.replace("*", asked[len(self.pattern.literal) :], 1)
         return asked.removeprefix(self.upstream.name + "/")
+
+
+class Unrouted:
+    """Which upstream serves a path that carries no model: the longest prefix, cut at a slash, says."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+        self._anything = upstreams.get("*")
+        self.upstreams = dict(upstreams)
+
+    def names(self) -> dict[str, Upstream]:
+        """Return every upstream that serves such paths, by its own name."""
+        return {upstream.name: upstream for upstream in self.upstreams.values()}
+
+    def match(self, base: str, suffix: str) -> Upstream | None:
+        """Return the upstream of *suffix*, which follows the base path *base*.
+
+        `*` is for what stands below a base path: not for every path there is, of scanners say.
+        """
+        path = suffix
+        while path:
+            upstream = self.upstreams.get(path) if path != "*" else None
+            if upstream is not None:
+                return upstream
+            path = path.rpartition("/")[0]
+        return self._anything if base and suffix else None
 
 
 class RouteTable:

@@ -13,14 +13,15 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
 from proxy import endpoints
 from proxy.admission import Gate
-from proxy.config import Snapshot
+from proxy.config import Refresher, Snapshot
 from proxy.edge import Server
-from proxy.endpoints import health, llm, models
+from proxy.endpoints import health, kept, llm, models
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.forward import Forward
 from proxy.frame import Frame
@@ -31,6 +32,8 @@ from proxy.transport import Transport
 
 BACKLOG = 1024
 LAST_WORDS_SECONDS = 0.5
+FIRST_VALUES_SECONDS = 10.0
+"""How long we wait, before we listen, for credentials that a command prints."""
 
 
 class CannotListen(Exception):
@@ -114,14 +117,24 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
     gate = Gate(snapshot.settings.max_inflight, snapshot.settings.max_held)
     forward = Forward(snapshot, transport, gate)
     running = Running(snapshot, log, gate, {}, forward, [], [])
-    closers: list[Closer] = []
+    refresher = Refresher(snapshot.live, partial(_tell, asyncio.get_running_loop(), log))
+    closers: list[Closer] = [refresher]
+    refresher.start()
     try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_VALUES_SECONDS):
+                while not refresher.tried:  # noqa: ASYNC110 - its threads know no loop
+                    await asyncio.sleep(0.02)
         for surface in snapshot.surfaces:
             find = endpoints.table(
                 surface,
-                llm.endpoint(forward, surface),
-                models.endpoint(forward, surface, snapshot),
-                {"/health": health.endpoint()},
+                snapshot.unrouted,
+                llm=llm.endpoint(forward, surface),
+                realtime=llm.realtime(forward, surface),
+                models=models.endpoint(forward, surface, snapshot),
+                kept=partial(kept.endpoint, forward, surface),
+                probe=health.endpoint(),
+                fixed={"/health": health.endpoint()},
             )
             server = Server(Frame(surface, find, gate, log))
             running._servers.append(server)
@@ -142,6 +155,13 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
         for closer in closers:
             closer.close()
         writer.close()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, log: Log, what: str, source: str, why: str) -> None:
+    """Log, from another thread, what became of the secret from *source*."""
+    level = log.events.warning if what == "credential_kept" else log.events.info
+    with suppress(RuntimeError):  # the loop is closed, and the log with it
+        loop.call_soon_threadsafe(partial(level, what, source=source, reason=why or None))
 
 
 async def _listen(

@@ -10,14 +10,19 @@ from ipaddress import ip_address
 from typing import Literal
 
 from proxy import dialects
-from proxy.dialects import Dialect
+from proxy.dialects import GEMINI, Dialect
 from proxy.patterns import Pattern
+
+ACCEPT = (b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key")
+"""Where clients put keys, unless the surface says so."""
 
 Auth = Literal["none", "keys", "passthrough"]
 
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
+_NATIVE = re.compile(r"(.*)(/v1beta|/v1alpha)/(models(?:/.+)?)")
+_SLASHES = re.compile(r"/{2,}")
 _UNSAFE = re.compile(
-    r"//|\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|;|%3b|$)", re.IGNORECASE
+    r"\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|;|%3b|$)", re.IGNORECASE
 )
 
 
@@ -42,12 +47,13 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What a path means on a surface: the *dialect* spoken there, if it is an endpoint that carries
-    a model, and *suffix*, the path below the base path.
+    """Where a path stands on a surface: *suffix* is what follows *base*, one of its base paths, and
+    *dialect* what is spoken there, if it is the path of an endpoint that carries a model.
     """
 
-    dialect: Dialect | None
+    base: str
     suffix: str
+    dialect: Dialect | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Surface:
     listen: tuple[Address, ...]
     base_paths: tuple[str, ...]
     auth: Auth
-    accept: tuple[bytes, ...] = (b"authorization", b"x-api-key", b"api-key", b"apikey")
+    accept: tuple[bytes, ...] = ACCEPT
     routes: tuple[Pattern, ...] | None = None
     models: Literal["list", "hidden"] = "list"
     endpoints: frozenset[str] | None = None
@@ -69,18 +75,32 @@ class Surface:
         return self.routes is None or any(pattern.matches(model) for pattern in self.routes)
 
     def locate(self, path: str) -> Located | None:
-        """Return what *path* (raw, without query) means here, None where it means nothing."""
+        """Return where *path* (raw, without query) stands here, None where it stands nowhere.
+
+        A slash too many (`//`) and a base path's end said twice (`/v1/v1`) are what comes of joining
+        URLs by hand, and mean nothing else.
+        """
+        if "//" in path:
+            path = _SLASHES.sub("/", path)
+        native = _NATIVE.fullmatch(path)
+        if native is not None and any(native[1] == _stem(base) for base in self.base_paths):
+            return Located(native[1] + native[2], native[3], self._spoken(native[3]))
         for base in self.base_paths:  # longest first
             if path.startswith(base + "/"):
                 suffix = path[len(base) + 1 :]
-                if suffix == "models" or suffix.startswith("models/"):
-                    return Located(None, suffix) if self.models == "list" else None
-                dialect = dialects.find(suffix)
-                if dialect is not None and self._speaks(suffix):
-                    return Located(dialect, suffix)
+                again = base[base.rfind("/") + 1 :] + "/"
+                while base and suffix.startswith(again):
+                    suffix = suffix[len(again) :]
+                return Located(base, suffix, self._spoken(suffix))
         return None
 
-    def _speaks(self, suffix: str) -> bool:
+    def _spoken(self, suffix: str) -> Dialect | None:
+        """Return the dialect of *suffix*, if this surface has that endpoint."""
+        dialect = dialects.find(suffix)
+        return dialect if self.serves(dialect.name if dialect is GEMINI else suffix) else None
+
+    def serves(self, suffix: str) -> bool:
+        """Return whether *suffix* is, or stands below, one of the endpoints of this surface."""
         if self.endpoints is None or suffix in self.endpoints:
             return True
         return any(suffix.startswith(endpoint + "/") for endpoint in self.endpoints)
@@ -99,6 +119,11 @@ class Surface:
             or name in self.hosts
             or any(name == address.host.lower() for address in self.listen)
         )
+
+
+def _stem(base: str) -> str:
+    """Return what Gemini's own paths stand below, where *base* is a base path."""
+    return base.removesuffix("/v1")
 
 
 def host_name(host: str) -> str | None:
@@ -121,6 +146,6 @@ def is_loopback(host: str) -> bool:
 
 def is_unsafe(path: str) -> bool:
     """Return whether *path* could mean another place to whoever reads it next: dot segments, encoded
-    or not, backslashes, empty segments, control characters.
+    or not, backslashes, control characters.
     """
     return _UNSAFE.search(path) is not None

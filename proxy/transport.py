@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
 
-from proxy.connection import HEAD_BYTES, Connection
+from proxy.connection import HEAD_BYTES, Connection, Upload
 from proxy.errors import (
     UPSTREAM_CONNECT,
     UPSTREAM_DNS,
@@ -38,6 +38,7 @@ MAX_AGE_SECONDS = 300.0
 """How old a connection may get, so that a change of DNS is followed however busy it is."""
 DNS_SECONDS = 10.0
 LOOKUPS = 16
+LEAVING_SECONDS = 2.0
 HAPPY_EYEBALLS_SECONDS = 0.25
 
 
@@ -66,13 +67,15 @@ class Transport:
         pieces: Sequence[bytes | memoryview],
         timeouts: Timeouts,
         attempt: Attempt,
+        upload: Upload | None = None,
         *,
         fresh: bool = False,
+        upgrade: bool = False,
     ) -> Connection:
         """Send a request to *origin* and return the connection on which its answer has begun.
 
         Connections are never shared between upstreams. With *fresh*, none that was used before is
-        taken. Raises `UpstreamFailure`.
+        taken. Raises `UpstreamFailure`, or what reading the *upload* raises.
         """
         key = (upstream, origin)
         connection = None if fresh else self._take(key)
@@ -80,7 +83,7 @@ class Transport:
             connection = await self._connect(origin, timeouts.connect)
             self._open.add(connection)
         try:
-            await connection.ask(pieces, timeouts, attempt)
+            await connection.ask(pieces, timeouts, attempt, upload, upgrade=upgrade)
         except BaseException:
             self._open.discard(connection)
             raise
@@ -100,8 +103,11 @@ class Transport:
 
     def drop(self, connection: Connection) -> None:
         """Close *connection*, whose answer nobody takes."""
-        self._open.discard(connection)
         connection.close()
+        if connection.leaving:
+            self._loop.call_later(LEAVING_SECONDS, self._open.discard, connection)
+        else:
+            self._open.discard(connection)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -109,6 +115,7 @@ class Transport:
             self._sweeper.cancel()
         for connection in tuple(self._open):
             connection.close()
+            connection.transport.abort()
         self._open.clear()
         self._idle.clear()
 

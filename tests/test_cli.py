@@ -17,6 +17,7 @@ import pytest
 
 from proxy import __version__
 from proxy.cli import main
+from proxy.config.presets import load as load_presets
 from tests.harness.client import call, chat
 from tests.harness.proxy import process, serving
 from tests.harness.upstream import Upstream
@@ -145,8 +146,11 @@ def test_version(here: Path) -> None:
         ("serve", "--nonsense"),
         ("serve", "extra"),
         ("check", "a", "b"),
-        ("explain",),
+        ("explain", "a", "b"),
         ("explain", "m", "--surface", "nowhere"),
+        ("presets", "a", "b"),
+        ("presets", "nowhere"),
+        ("presets", "-c", "good.toml"),
         ("routes", "-c"),
     ],
 )
@@ -263,9 +267,9 @@ def test_explain(here: Path) -> None:
         ["surface", "main, auth keys"],
         ["path", "/v1/chat/completions, dialect chat"],
         ["route", '"alias" → big, exact name'],
+        ["upstream model", "real"],
         ["upstream", "corp"],
         ["url", "POST http://llm.corp.example:8000/v1/chat/completions"],
-        ["upstream model", "real"],
         ["header", "Authorization: Bearer …6789  (from CORP_KEY)"],
         ["timeout", "connect 5 s  (built in)"],
         ["timeout", "first_byte 20 s  (defaults.timeout)"],
@@ -283,8 +287,16 @@ def test_explain(here: Path) -> None:
         (("bigg",), 1, "nearest: big"),
         (("gpt-4o",), 1, "OPENAI_API_KEY is not set"),
         (("big", "--surface", "main"), 0, "surface  main"),
+        ((), 1, "404 model_not_found"),
+        (("--path", "/v1/models"), 0, "answered here"),
+        (("big", "--path", "/v1/audio/transcriptions"), 0, ":8000/v1/audio/transcriptions"),
+        (("big", "--path", "/v1beta/models/big:generateContent"), 0, "/v1/models/real:generateContent"),
+        (("big", "--path", "/v1/realtime?model=big"), 0, "/v1/realtime?model=real"),
+        (("gpt-4o", "--path", "/v1/messages"), 1, "404 endpoint_not_supported"),
+        (("--path", "/v1/models?upstream=corp"), 0, "llm.corp.example:8000/v1/models"),
+        (("--path", "/v1/models?upstream=nowhere"), 1, "there is no such upstream"),
     ],
-)
+)  # fmt: skip
 def test_explain_status(verb: Verb, arguments: tuple[str, ...], status: int, word: str) -> None:
     """What would be refused is explained too, and the exit status is 1."""
     done = verb("explain", *arguments)
@@ -299,6 +311,96 @@ def test_explain_status(verb: Verb, arguments: tuple[str, ...], status: int, wor
 def test_explain_on_any_terminal(here: Path, encoding: str, model: str, status: int) -> None:
     """A terminal that cannot show a character, and a model that is none, break nothing."""
     assert run(here, "explain", model, env={"PYTHONIOENCODING": encoding}).status == status
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1beta/models/x:generateContent", "/v1/realtime", "/v1/messages"]
+)
+def test_explain_a_model_that_is_no_text(here: Path, verb: Verb, path: str) -> None:
+    """A model that is not UTF-8 text breaks nothing where a URL would carry it either."""
+    (here / "any.toml").write_text('[routes]\n"*" = { base_url = "http://h/v1" }\n')
+    done = verb("explain", os.fsdecode(b"m-\xff"), "--path", path, "-c", "any.toml")
+    assert done.status in (0, 1)
+    assert "http://h/v1" in done.out or "400" in done.out
+
+
+# presets
+
+
+def test_presets(here: Path) -> None:
+    """The table has a line a vendor, and says whether its variable is set, but not to what."""
+    env = {
+        "OPENAI_API_KEY": "sk-CANARY", "TOGETHERAI_API_KEY": "CANARY", "AZURE_API_KEY": "CANARY",
+        "GROQ_API_KEY": "", "MISTRAL_API_KEY_FILE": "/nowhere/CANARY", "AWS_REGION": "CANARY-1",
+        "VLLM_API_KEY": "CANARY",
+    }  # fmt: skip
+    done = run(here, "presets", env=env)
+    assert (done.status, done.err) == (0, "")
+    head, *lines = [re.split(r" {2,}", line) for line in done.out.splitlines()]
+    assert head == ["PRESET", "BASE URL", "STATE"]
+    assert all(len(line) == 3 for line in lines)
+    states = {line[0]: line[2] for line in lines}
+    assert list(states) == list(load_presets())
+    for name, state in {
+        "openai": "ready: OPENAI_API_KEY",
+        "together": "ready: TOGETHERAI_API_KEY",
+        "mistral": "ready: MISTRAL_API_KEY",
+        "groq": "dormant: GROQ_API_KEY not set",
+        "azure": "dormant: AZURE_RESOURCE_NAME not set",
+        "bedrock": "dormant: AWS_BEARER_TOKEN_BEDROCK not set",
+        "cloudflare": "dormant: CLOUDFLARE_ACCOUNT_ID, CLOUDFLARE_API_TOKEN not set",
+        "vllm": "ready: VLLM_API_KEY",
+        "ollama": "ready: needs no variable",
+        "sandbox": "ready: needs no variable",
+    }.items():
+        assert states[name] == state
+
+
+@pytest.mark.parametrize("name", sorted(load_presets()))
+def test_preset(verb: Verb, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """All that is known of one vendor is shown: URLs, variables, and what of it is inferred."""
+    preset = load_presets()[name]
+    for variable in (*preset.env, *preset.vars.values()):
+        monkeypatch.setenv(variable, "CANARY-0123456789")
+    done = verb("presets", name)
+    assert (done.status, done.err) == (0, "")
+    lines = [line.strip().split("  ", 1) for line in done.out.splitlines()]
+    labels = [label for label, _ in lines]
+    texts = [text.strip() for _, text in lines]
+    assert texts[0] == f"{name}: {preset.title}"
+    assert texts[1].startswith("ready: ")
+    assert [t for label, t in zip(labels, texts, strict=True) if label == "variable"] == preset.env
+    assert labels.count("speaks") == len(preset.speaks or ())
+    assert labels.count("var") == len(preset.vars)
+    for field in preset.inferred:
+        assert field in texts[-1]
+    assert texts[-1].startswith(preset.checked)
+    assert preset.docs in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("opnai", 'there is no preset "opnai"; did you mean "openai"?\n'),
+        ("OpenAI", 'there is no preset "OpenAI"; did you mean "openai"?\n'),
+        ("q0q0", 'there is no preset "q0q0"\n'),
+        ("", 'there is no preset ""\n'),
+    ],
+)
+def test_unknown_preset(verb: Verb, name: str, hint: str) -> None:
+    """A vendor that nobody knows is answered with the nearest one, and exit status 2."""
+    done = verb("presets", name)
+    assert (done.status, done.out, done.err) == (2, "", hint)
+
+
+def test_presets_need_no_file(tmp_path: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of vendors does not depend on a routes file, and none is read."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("TRUNKLINE_CONFIG", "lost.toml")
+    for arguments in ((), ("openai",), ("--markdown",)):
+        assert verb("presets", *arguments).status == 0
 
 
 def test_routes(here: Path) -> None:

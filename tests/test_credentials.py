@@ -14,11 +14,13 @@ import orjson
 import pytest
 import structlog
 
-from proxy.credentials import FORMS, Credential, Secret, present
+from proxy.credentials import FORMS, Credential, LiveSecret, Secret, is_presentable, present
 
 TEXT = "sk-proj-CANARY-0123456789-end"
 SECRET = Secret(TEXT, "OPENAI_API_KEY")
-CREDENTIAL = present("bearer", SECRET)
+LIVE = LiveSecret("sk-proj-before-9876543210-then", "OPENAI_API_KEY")
+LIVE.replace(TEXT)
+BOTH = pytest.mark.parametrize("secret", [SECRET, LIVE], ids=["fixed", "live"])
 
 
 @dataclasses.dataclass
@@ -67,36 +69,104 @@ FORMS_OF_PRINT: dict[str, Callable[[Any], object]] = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("way", FORMS_OF_PRINT)
-def test_secret_has_no_printable_form(way: str) -> None:
+def test_secret_has_no_printable_form(way: str, secret: Secret) -> None:
     """No way of writing a secret down shows its text: it is masked, or refused."""
     try:
-        shown = FORMS_OF_PRINT[way](SECRET)
+        shown = FORMS_OF_PRINT[way](secret)
     except TypeError as error:
         shown = f"{error!r} {''.join(traceback.format_exception(error))}"
     assert TEXT not in str(shown)
     assert TEXT.encode() not in (shown if isinstance(shown, bytes) else b"")
 
 
+@BOTH
 @pytest.mark.parametrize(
     "way", ["repr", "str", "percent", "list", "pprint", "traceback", "orjson default", "logging"]
 )
-def test_credential_has_no_printable_form(way: str) -> None:
+def test_credential_has_no_printable_form(way: str, secret: Secret) -> None:
     """What holds a secret does not show it either."""
-    assert TEXT not in str(FORMS_OF_PRINT[way](CREDENTIAL))
+    assert TEXT not in str(FORMS_OF_PRINT[way](present("bearer", secret)))
+    assert TEXT not in repr(Holder(secret))
 
 
+@BOTH
 @pytest.mark.parametrize("way", ["pickle", "copy", "asdict", "orjson"])
-def test_secret_is_not_carried_away(way: str) -> None:
+def test_secret_is_not_carried_away(way: str, secret: Secret) -> None:
     """A secret cannot be serialised or copied out of the process's hands."""
     with pytest.raises(TypeError):
-        FORMS_OF_PRINT[way](SECRET)
+        FORMS_OF_PRINT[way](secret)
 
 
-def test_secret_says_where_it_comes_from() -> None:
+@BOTH
+def test_secret_says_where_it_comes_from(secret: Secret) -> None:
     """In place of its text, a secret shows where an operator finds it."""
-    assert repr(SECRET) == "Secret(OPENAI_API_KEY)"
-    assert SECRET.reveal() == TEXT
+    assert repr(secret) == "Secret(OPENAI_API_KEY)"
+    assert secret.reveal() == TEXT
+    assert secret.known
+
+
+def test_a_secret_that_changes() -> None:
+    """What a live secret has become is what is presented and masked, wherever it is held already."""
+    secret = LiveSecret("", "the command gcloud")
+    credentials = [present(form, secret) for form in FORMS]
+    assert not secret.known
+    assert secret.mask() == "…"
+    for text in ("ya29.first-0123456789", "ya29.second-987654321"):
+        secret.replace(text)
+        assert secret.known
+        for credential in credentials:
+            assert credential.line()[1] == (credential.prefix + text).encode()
+            assert credential.masked().endswith("…" + text[-4:])
+
+
+def test_a_live_secret_is_itself() -> None:
+    """Live secrets are told apart by what they are, not by what they hold, which changes."""
+    one, other = LiveSecret("a", "A"), LiveSecret("a", "A")
+    assert one != other
+    assert one != Secret("a", "A")
+    assert Secret("a", "A") != one
+    before = hash(one)
+    held = {one: 1, present("bearer", one): 2}
+    one.replace("b")
+    assert hash(one) == before
+    assert (held[one], held[present("bearer", one)]) == (1, 2)
+    assert present("bearer", one) != present("bearer", other)
+
+
+def test_a_refused_secret() -> None:
+    """Only a secret that can change takes note that nobody would have it."""
+    SECRET.refused()
+    secret = LiveSecret("a", "A")
+    assert not secret.stale.is_set()
+    secret.refused()
+    assert secret.stale.is_set()
+    assert secret.reveal() == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("a", True),
+        ("sk-a b~!", True),
+        ("", False),
+        (" a", False),
+        ("a ", False),
+        ("a\n", False),
+        ("a\nb", False),
+        ("a\rb", False),
+        ("a\tb", False),
+        ("a\0b", False),
+        ("a\x7f", False),
+        ("é", False),
+        ("\ud800", False),
+        ("a" * 10_000, True),
+    ],
+)
+def test_presentable(text: str, good: bool) -> None:
+    """A header's value can be printable ASCII without space around it, and nothing else."""
+    assert is_presentable(text) is good
 
 
 def test_secrets_compare_by_text() -> None:

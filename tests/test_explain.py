@@ -55,8 +55,9 @@ def read(factory: pytest.TempPathFactory, toml: str) -> Snapshot:
     return load(file, SECRETS)
 
 
-def asked(snapshot: Snapshot, model: str, path: str = "/v1/chat/completions") -> Explanation:
+def asked(snapshot: Snapshot, model: str | None, path: str = "/v1/chat/completions") -> Explanation:
     told = explain(snapshot, snapshot.surfaces[0], model, path)
+    assert all("CANARY" not in text for pair in told.lines for text in pair)
     assert "CANARY" not in str(told), "a secret is shown"
     return told
 
@@ -92,6 +93,12 @@ def test_route(
     ("path", "url", "dialect"),
     [
         ("/v1/embeddings", "https://llm.corp.example:8443/v1/embeddings", "embeddings"),
+        (
+            "/v1/audio/transcriptions",
+            "https://llm.corp.example:8443/v1/audio/transcriptions",
+            "audio",
+        ),
+        ("/images/edits", "https://llm.corp.example:8443/v1/images/edits", "images"),
         ("/responses/compact", "https://llm.corp.example:8443/v1/responses/compact", "responses"),
         ("/api/v1/messages", "https://msg.corp.example/anthropic/v1/messages", "messages"),
         (
@@ -210,6 +217,179 @@ def test_passthrough(tmp_path_factory: pytest.TempPathFactory, model: str, works
     assert told.works is works
     assert not any("Bearer …" in header for header in shown(told, "header"))
     assert works or "model_not_allowed" in str(told.lines)
+
+
+VENDORS = """
+[upstreams.openai]
+defaults = { chat = { x-shown = "search", x-hidden = "${PAGE_TOKEN}" } }
+[upstreams.vertex]
+vars = { location = "europe-west1", project = "acme" }
+credential = { command = ["gcloud", "auth", "print-access-token"] }
+[upstreams.corp]
+base_url = "https://llm.corp.example/v1"
+speaks = ["chat"]
+[routes]
+default = "openai/gpt-4o"
+gpt-4o = "openai/gpt-4o"
+rt = "openai/gpt-realtime"
+claude = "anthropic/claude-x"
+corp = "corp/x"
+moai = "humiris/x"
+"gem/*" = { upstream = "gemini", model = "*" }
+flash = "vertex/gemini-2.5-flash"
+eu = "azure/gpt"
+[unrouted]
+files = "openai"
+"*" = "corp"
+"""
+
+
+@pytest.fixture
+def vendors(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return read(tmp_path_factory, VENDORS)
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "url"),
+    [
+        ("rt", "/v1/realtime", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
+        ("rt", "/v1/realtime?model=rt&a=%20", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime&a=%20"),
+        (None, "/v1/realtime?model=rt", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
+        (None, "/v1/realtime", "WebSocket https://api.openai.com/v1/realtime?model=gpt-4o"),
+        ("gem/x", "/v1beta/models/y:generateContent", "POST https://generativelanguage.googleapis.com/v1beta/models/x:generateContent"),
+        (None, "/v1beta/models/gem/x:streamGenerateContent?alt=sse", "POST https://generativelanguage.googleapis.com/v1beta/models/x:streamGenerateContent?alt=sse"),
+        (None, "/v1beta/models/gem%2Fx:countTokens", "POST https://generativelanguage.googleapis.com/v1beta/models/x:countTokens"),
+        ("flash", "/v1beta/models/flash:generateContent", "POST https://europe-west1-aiplatform.googleapis.com/v1/projects/acme/locations/europe-west1/publishers/google/models/gemini-2.5-flash:generateContent"),
+        (None, "/v1/chat/completions", "POST https://api.openai.com/v1/chat/completions"),
+        ("gpt-4o", "//v1/v1//audio/transcriptions", "POST https://api.openai.com/v1/audio/transcriptions"),
+        ("gpt-4o", "/v1/responses?stream=true", "POST https://api.openai.com/v1/responses?stream=true"),
+        (None, "/v1/files/abc", "any method https://api.openai.com/v1/files/abc"),
+        (None, "/v1/files?limit=2", "any method https://api.openai.com/v1/files?limit=2"),
+        ("gpt-4o", "/v1/files/abc", "any method https://api.openai.com/v1/files/abc"),
+        (None, "/v1/batches", "any method https://llm.corp.example/v1/batches"),
+        (None, "/v1/models?upstream=openai", "any method https://api.openai.com/v1/models"),
+        (None, "/v1/models?limit=5&upstream=openai", "any method https://api.openai.com/v1/models?limit=5"),
+        (None, "/v1/models?upstream=open%61i", "any method https://api.openai.com/v1/models"),
+    ],
+)  # fmt: skip
+def test_any_path(vendors: Snapshot, model: str | None, path: str, url: str) -> None:
+    """Wherever a request carries its model, or none, the URL is shown that it would go to; a model that
+    is not said is the one that the path or its query names.
+    """
+    assert shown(asked(vendors, model, path), "url") == [url]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt-4o", "/v1beta/models", "/models"])
+def test_own_list(vendors: Snapshot, path: str) -> None:
+    """The list of models is answered here."""
+    told = asked(vendors, None, path)
+    assert told.works
+    assert "answered here" in shown(told, "path")[0]
+    assert shown(told, "url") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "why"),
+    [
+        ("gpt-4o", "/v1/messages", "404 endpoint_not_supported: openai speaks chat, "),
+        ("corp", "/v1/embeddings", "404 endpoint_not_supported: corp speaks chat"),
+        ("claude", "/v1/responses", "404 endpoint_not_supported: anthropic speaks chat, "),
+        (None, "/v1/models?upstream=moai", "404 not_found"),
+        (None, "/v1/models?upstream=", "404 not_found"),
+        (None, "/v1/models?upstream=humiris", "404 endpoint_not_supported"),
+        (None, "/.env", "404 not_found"),
+        (None, "/v1/files/../x", "400 bad_request"),
+        (None, "/v1", "404 not_found"),
+        (None, "", "404 not_found"),
+        ("nothing", "/v1/realtime", "404 model_not_found"),
+        (None, "/v1/realtime?model=a&model=b", "400 invalid_model"),
+        (None, "/v1beta/models/%ff:generateContent", "400 invalid_model"),
+        ("eu", "/v1/messages", "AZURE_RESOURCE_NAME is not set"),
+    ],
+)
+def test_refused(vendors: Snapshot, model: str | None, path: str, why: str) -> None:
+    """What would be refused is said to be, with the error that it would get."""
+    told = asked(vendors, model, path)
+    assert not told.works
+    assert any(why in text for _, text in told.lines)
+
+
+def test_defaults_of_the_table(vendors: Snapshot) -> None:
+    """A header that the table adds is shown with its value, unless a variable is a part of that."""
+    headers = shown(asked(vendors, "gpt-4o"), "header")
+    assert any(header.startswith("x-shown: search") for header in headers)
+    assert any(header.startswith("x-hidden: …") for header in headers)
+
+
+def test_byte_in_a_header(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A header's value is bytes, of which each is shown, UTF-8 or not."""
+    toml = '[upstreams.openai]\ndefaults = { chat = { x-a = "é" } }\nheaders = { x-b = "é" }\n'
+    told = asked(read(tmp_path_factory, toml + '[routes]\nm = "openai/x"\n'), "m")
+    assert [h[:6] for h in shown(told, "header") if h.startswith("x-")] == ["x-b: é", "x-a: é"]
+
+
+def test_command(vendors: Snapshot) -> None:
+    """Of a credential that a command prints, the command is named, and it is not run."""
+    headers = shown(asked(vendors, "flash"), "header")
+    assert headers == ["Authorization: Bearer …  (from the command gcloud)"]
+
+
+def test_keys_for_what_carries_no_model(vendors: Snapshot) -> None:
+    """It says which keys may ask for what carries no model."""
+    assert shown(asked(vendors, None, "/v1/files"), "keys") == ["those without a `models` list"]
+
+
+def test_surface_with_routes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where a surface shows some models only, what carries none is said to be refused."""
+    snapshot = read(tmp_path_factory, '[server]\nroutes = ["default"]\n' + VENDORS)
+    told = asked(snapshot, None, "/v1/files")
+    assert not told.works
+    assert "404 not_found" in shown(told, "upstream")[0]
+
+
+def test_listed_endpoints(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An endpoint that a surface does not have is said not to be there."""
+    snapshot = read(tmp_path_factory, '[server]\nendpoints = ["chat/completions"]\n' + VENDORS)
+    assert asked(snapshot, "gpt-4o").works
+    for path in ("/v1/embeddings", "/v1/files"):
+        assert "404 not_found" in shown(asked(snapshot, "gpt-4o", path), "path")[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/files/abc?limit=2", b""),
+        ("DELETE", "/v1/files/abc", b""),
+        ("POST", "/v1/files?a=%20", b"x"),
+        ("GET", "/v1/models?a=b&upstream=up", b""),
+        ("POST", "/v1beta/models/pre/x:generateContent?alt=sse", b"{}"),
+        ("POST", "//v1/v1/embeddings", b'{"model":"plain"}'),
+    ],
+)
+async def test_says_what_happens_elsewhere(
+    upstream: Upstream, method: str, path: str, body: bytes
+) -> None:
+    """Of what carries no model, or carries it in its path, the URL is the one that the upstream gets."""
+    toml = f"""
+[upstreams.up]
+base_url = "{upstream.url}/base"
+paths = {{ files = "{upstream.url}/store", gemini = "{upstream.url}/native" }}
+[routes]
+plain = "up/real"
+"pre/*" = {{ upstream = "up", model = "a-*" }}
+[unrouted]
+files = "up"
+"""
+    async with serving(toml) as proxy:
+        assert proxy.running is not None
+        snapshot = proxy.running.snapshot
+        model = "plain" if b"plain" in body else None
+        told = explain(snapshot, snapshot.surfaces[0], model, path)
+        assert (await call(proxy.port, body, path, method=method)).status == 200
+    (request,) = upstream.requests
+    (url,) = shown(told, "url")
+    assert url.rpartition(" ")[2] == f"http://{upstream.authority}{request.target}"
+    assert told.works
 
 
 @pytest.mark.parametrize("model", ["plain", "alias", "pre/fix", "up/cut", "up/up/cut"])

@@ -75,6 +75,8 @@ async def keyed(upstream: Upstream) -> AsyncIterator[Proxy]:
         ((b"api-key", SECRET), "team"),
         ((b"apikey", SECRET), "team"),
         ((b"ApiKey", SECRET), "team"),
+        ((b"x-goog-api-key", SECRET), "team"),
+        ((b"X-Goog-Api-Key", SECRET), "team"),
         ((b"x-api-key", b"sk-hashed-0123456789"), "hashed"),
         ((b"x-api-key", b"sk-today-0123456789"), "today"),
     ],
@@ -107,7 +109,7 @@ async def test_key(keyed: Proxy, upstream: Upstream, header: Pair, name: str) ->
         [(b"x-api-key", b"Bearer " + SECRET)],
         [(b"x-api-key", b"team")],
         [(b"x-api-key", sha256(b"sk-hashed-0123456789").hexdigest().encode())],
-        [(b"x-goog-api-key", SECRET)],
+        [(b"x-goog-api-key", b"Bearer " + SECRET)],
         [(b"Proxy-Authorization", b"Bearer " + SECRET)],
         [(b"Cookie", b"key=" + SECRET)],
         [(b"x-api-key", b"sk-yesterday-0123456789")],
@@ -133,6 +135,13 @@ async def test_key_in_the_query_is_none(keyed: Proxy, upstream: Upstream) -> Non
     assert (await keyed.record())["path"] == "/v1/chat/completions"
     assert SECRET not in keyed.log.read_bytes()
     assert upstream.requests == []
+
+
+async def test_where_a_key_belongs(keyed: Proxy) -> None:
+    """Who brings no key is told every place where one may be put."""
+    message = (await call(keyed.port, chat())).json()["error"]["message"]
+    for place in ("Authorization: Bearer", "x-api-key", "api-key", "apikey", "x-goog-api-key"):
+        assert place in message
 
 
 @pytest.mark.parametrize(

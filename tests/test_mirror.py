@@ -27,4 +27,4 @@ def test_mirror(module: Path) -> None:
 
 def test_there_are_modules() -> None:
     """The mirror has something to show."""
-    assert {Path("routes.py"), Path("config/building.py"), Path("cli/serve.py")} <= set(modules())
+    assert {Path("routes.py"), Path("config/upstreams.py"), Path("cli/serve.py")} <= set(modules())

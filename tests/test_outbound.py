@@ -8,7 +8,16 @@ from proxy import dialects
 from proxy.credentials import Credential, Secret
 from proxy.headers import Pair
 from proxy.keys import Key, KeyRing
-from proxy.outbound import address, head, without_keys
+from proxy.outbound import (
+    CHUNKED,
+    WEBSOCKET,
+    address,
+    head,
+    keys_in,
+    length,
+    tokens_of,
+    without_keys,
+)
 from proxy.routes import Base, Origin, Upstream
 
 ORIGIN = Origin("http", "up.example", 8000)
@@ -23,17 +32,19 @@ def written(
     passthrough: bool = False,
     dialect: dialects.Dialect = dialects.CHAT,
     query: str = "",
+    method: str = "POST",
+    framing: bytes = b"Content-Length: 12\r\n",
 ) -> bytes:
     upstream = upstream or Upstream("up", Base(ORIGIN, "/v1"), BEARER)
     return head(
-        "POST",
+        method,
         address(upstream, dialect, "chat/completions", query),
         upstream,
         dialect,
         client,
         stream=stream,
         passthrough=passthrough,
-        length=12,
+        framing=framing,
     )
 
 
@@ -212,3 +223,92 @@ RING = KeyRing((Key("team", sha256(b"tk-ours").digest()),))
 def test_keys_in_the_query(query: str, kept: str) -> None:
     """A `key` parameter goes no further where it is ours; the rest of the query is left alone."""
     assert without_keys(query, RING) == kept
+
+
+@pytest.mark.parametrize(
+    ("framing", "lines"),
+    [
+        (length(0), b"Content-Length: 0\r\n"),
+        (length(10**12), b"Content-Length: 1000000000000\r\n"),
+        (CHUNKED, b"Transfer-Encoding: chunked\r\n"),
+        (WEBSOCKET, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        (b"", b""),
+    ],
+)
+def test_framing(framing: bytes, lines: bytes) -> None:
+    """What says where the request ends is ours, said once, and comes last."""
+    client = [
+        (b"content-length", b"99"), (b"transfer-encoding", b"gzip"), (b"upgrade", b"h2c"),
+        (b"connection", b"upgrade, keep-alive"), (b"x-last", b"1"),
+    ]  # fmt: skip
+    text = written(
+        *client, framing=framing, method="DELETE", upstream=Upstream("up", Base(ORIGIN, ""))
+    )
+    assert text == (
+        b"DELETE /chat/completions HTTP/1.1\r\nHost: up.example:8000\r\nx-last: 1\r\n"
+        + lines
+        + b"\r\n"
+    )
+
+
+# A key that is offered as a subprotocol
+
+PROTOCOL = b"Sec-WebSocket-Protocol"
+
+
+@pytest.mark.parametrize(
+    ("offered", "token", "kept"),
+    [
+        ([], None, []),
+        ([b"realtime"], None, [b"realtime"]),
+        ([b"realtime,json"], None, [b"realtime,json"]),
+        ([b"realtime, openai-insecure-api-key.tk-1"], b"tk-1", [b"realtime"]),
+        ([b"openai-insecure-api-key.tk-1,realtime"], b"tk-1", [b"realtime"]),
+        ([b"realtime,openai-insecure-api-key.tk-1, openai-beta.realtime-v1"], b"tk-1",
+         [b"realtime, openai-beta.realtime-v1"]),
+        ([b"openai-insecure-api-key.tk-1"], b"tk-1", []),
+        ([b"realtime", b"openai-insecure-api-key.tk-1"], b"tk-1", [b"realtime"]),
+        ([b"openai-insecure-api-key.tk-1", b"openai-insecure-api-key.tk-2"], b"tk-1", []),
+        ([b"openai-insecure-api-key."], b"", []),
+        ([b"x-openai-insecure-api-key.tk-1"], None, [b"x-openai-insecure-api-key.tk-1"]),
+    ],
+)  # fmt: skip
+def test_key_as_a_subprotocol(offered: list[bytes], token: bytes | None, kept: list[bytes]) -> None:
+    """A browser's key among the subprotocols is found there, and is not offered to the upstream: our
+    credential goes into the header. What else is offered stays.
+    """
+    client = [(PROTOCOL, value) for value in offered]
+    assert next(tokens_of(client), None) == token
+    text = written(*client, dialect=dialects.REALTIME, framing=WEBSOCKET)
+    assert values(text, PROTOCOL) == kept
+    assert values(text, b"authorization") == [b"Bearer sk-ours"]
+
+
+def test_subprotocols_of_other_dialects() -> None:
+    """Elsewhere than in a WebSocket a subprotocol is a header like any other, and where the caller's own
+    credential goes up, so does one that is offered as a subprotocol.
+    """
+    offer: Pair = (PROTOCOL, b"realtime, openai-insecure-api-key.own")
+    assert values(written(offer), PROTOCOL) == [offer[1]]
+    text = written(offer, dialect=dialects.REALTIME, passthrough=True)
+    assert values(text, PROTOCOL) == [offer[1]]
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        ("", None),
+        ("alt=sse", None),
+        ("alt=sse&key=AIza-1", b"AIza-1"),
+        ("key=a%2Bb", b"a+b"),
+        ("%6Bey=x", b"x"),
+        ("key=a&key=b", b"a"),
+        ("key", b""),
+        ("Key=x", None),
+        ("monkey=x", None),
+        ("key=%ff", b"\xff"),
+    ],
+)
+def test_key_of_the_query(query: str, key: bytes | None) -> None:
+    """The `key` parameter, where Google's clients may put theirs, is found however it is encoded."""
+    assert next(keys_in(query), None) == key

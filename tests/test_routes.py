@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import dialects
 from proxy.config import load
+from proxy.dialects import Dialect
 from proxy.patterns import Pattern
-from proxy.routes import Base, Origin, Route, RouteTable, Upstream
+from proxy.routes import Base, Origin, Route, RouteTable, Unrouted, Upstream
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream as Scripted
@@ -233,23 +235,129 @@ def test_authority(origin: Origin, authority: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "path"),
+    ("dialect", "suffix", "path"),
     [
-        ("chat/completions", "/v1"),
-        ("messages", "/m"),
-        ("messages/count_tokens", "/count"),
-        ("messagesx", "/v1"),
-        ("responses/compact", "/r"),
+        (dialects.CHAT, "chat/completions", "/v1"),
+        (dialects.MESSAGES, "messages", "/m"),
+        (dialects.MESSAGES, "messages/batches", "/m"),
+        (dialects.COUNT_TOKENS, "messages/count_tokens", "/count"),
+        (dialects.FILES, "messagesx", "/v1"),
+        (dialects.RESPONSES, "responses/compact", "/r"),
+        (dialects.GEMINI, "models/gemini-2.5-pro:generateContent", "/g"),
+        (dialects.GEMINI, "models/messages:generateContent", "/g"),
+        (dialects.MODELS, "models/gemini-2.5-pro", "/list"),
+        (dialects.FILES, "gemini", "/g"),
     ],
 )
-def test_base_of(suffix: str, path: str) -> None:
-    """A path goes below the longest entry of `paths` that it lies under, else below the base."""
+def test_base_of(dialect: Dialect, suffix: str, path: str) -> None:
+    """A path goes below the longest entry of `paths` that it lies under, else below the base; Gemini's
+    own paths go by the name `gemini`.
+    """
     origin = Origin("http", "h", 80)
-    paths = [("messages/count_tokens", "/count"), ("responses", "/r"), ("messages", "/m")]
+    paths = [
+        ("messages/count_tokens", "/count"), ("responses", "/r"), ("messages", "/m"),
+        ("gemini", "/g"), ("models", "/list"),
+    ]  # fmt: skip
     upstream = Upstream(
         "up", Base(origin, "/v1"), paths=tuple((p, Base(origin, to)) for p, to in paths)
     )
-    assert upstream.base_of(suffix).path == path
+    assert upstream.base_of(dialect, suffix).path == path
+
+
+# What an upstream speaks, and lacks
+
+
+@pytest.mark.parametrize(
+    ("spoken", "inferred", "refused"),
+    [
+        (None, False, set()),
+        (None, True, set()),
+        (("chat", "models"), False, set(dialects.DIALECTS) - {"chat", "models"}),
+        (("chat", "models"), True, {"responses", "messages", "gemini"}),
+        ((), False, set(dialects.DIALECTS)),
+        ((), True, {"chat", "responses", "messages", "gemini"}),
+    ],
+)
+def test_speaks(spoken: tuple[str, ...] | None, inferred: bool, refused: set[str]) -> None:
+    """An upstream speaks what its list says, and where that is inferred, the small dialects too; one
+    without a list speaks all of them.
+    """
+    upstream = Upstream("up", UPSTREAM.base, spoken=spoken, inferred=inferred)
+    silent = {name for name, dialect in dialects.DIALECTS.items() if not upstream.speaks(dialect)}
+    assert silent == refused
+
+
+@pytest.mark.parametrize(
+    ("unplaced", "missing", "passthrough", "lacking"),
+    [
+        (None, None, False, None),
+        (None, "KEY", False, "KEY"),
+        (None, "KEY", True, None),
+        ("HOST", "KEY", False, "HOST"),
+        ("HOST", "KEY", True, "HOST"),
+    ],
+)
+def test_lacks(
+    unplaced: str | None, missing: str | None, passthrough: bool, lacking: str | None
+) -> None:
+    """What a URL lacks is lacking whoever calls; a credential is not where the caller brings one."""
+    upstream = Upstream("up", UPSTREAM.base, unplaced=unplaced, missing=missing)
+    assert upstream.lacks(passthrough=passthrough) == lacking
+
+
+# What carries no model
+
+
+def unrouted(*prefixes: str) -> Unrouted:
+    return Unrouted({prefix: Upstream(prefix, UPSTREAM.base) for prefix in prefixes})
+
+
+@pytest.mark.parametrize(
+    ("base", "suffix", "prefix"),
+    [
+        ("/v1", "files", "files"),
+        ("", "files", "files"),
+        ("/v1", "files/", "files"),
+        ("/v1", "files/f-1/content", "files"),
+        ("/v1", "files/f-1%2Fx", "files"),
+        ("/v1", "files/a", "files/a"),
+        ("/v1", "files/a/b", "files/a"),
+        ("/v1", "files/ab", "files"),
+        ("/v1", "filesx", "*"),
+        ("/v1", "files%2Fx", "*"),
+        ("/v1", "Files", "*"),
+        ("/v1", "*", "*"),
+        ("/v1", "*/x", "*"),
+        ("/v1", "x/files", "*"),
+        ("/v1", "", None),
+        ("", "filesx", None),
+        ("", ".env", None),
+        ("", "*", None),
+        ("", "", None),
+    ],
+)
+def test_unrouted(base: str, suffix: str, prefix: str | None) -> None:
+    """The longest prefix that ends at a slash says where a path goes, else `*`: that one only below a
+    base path, so that a scan for `/.env` leads nowhere.
+    """
+    found = unrouted("*", "files", "files/a").match(base, suffix)
+    assert (found.name if found else None) == prefix
+
+
+def test_unrouted_without_anything() -> None:
+    """Without a `*`, what no prefix fits leads nowhere."""
+    table = unrouted("files")
+    assert table.match("/v1", "batches") is None
+    assert table.match("/v1", "*") is None
+    assert unrouted().match("/v1", "files") is None
+
+
+@given(st.text("ab/*", max_size=8), st.sampled_from(["", "/v1"]))
+def test_unrouted_is_by_segments(suffix: str, base: str) -> None:
+    """Whatever the path, its upstream is that of one of its beginnings, cut at a slash."""
+    found = unrouted("a", "a/b", "b").match(base, suffix)
+    fitting = [p for p in ("a", "a/b", "b") if f"{suffix}/".startswith(f"{p}/")]
+    assert (found.name if found else None) == (max(fitting, key=len) if fitting else None)
 
 
 async def test_sandbox_is_no_host_name() -> None:

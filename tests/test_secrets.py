@@ -1,5 +1,6 @@
 """Secrets: a canary in every slot that may hold one, and a search of everything that comes out."""
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,8 @@ from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
     DONE,
     SSE,
+    Conn,
+    Received,
     Step,
     Upstream,
     answer,
@@ -44,11 +47,25 @@ SLOTS = {
     "wrong": "Rz5eWs8QaPl1OkMi9JnH",
     "cookie": "Ue3rTy6IoPa9SdFg2HjK",
     "wrong query": "Ic8uYt5RvEw0QzXn7BmL",
+    "google": "Mw3eRx6TcYv9UbIn2OlA",
+    "command": "Aq4zWs6XeDc9RfVt1GbY",
+    "argument": "Hn7uJm3KiLo5PpQz8WxE",
+    "aside": "Cr2vTb0NyMu4IkOl6ZaS",
+    "spoilt": "Dx9cFv1GbHn3JmKq5WeR",
+    "form": "Tu6yIo8PaSd2FgHj4KlZ",
+    "said": "Xe0cRv5TbYn7UmIk9OlP",
 }
-"""What is planted where. No eight characters of one stand in another, or anywhere else."""
+"""What is planted where. No eight characters of one stand in another, or anywhere else.
+
+*argument* is a word of a command, and *aside* what it says besides the credential; *spoilt* is what a
+file holds when it is no good; *form* is a field of a form, and *said* what is said in a WebSocket.
+"""
 
 EGRESS_USER = "egress-user"
 EGRESS = b64encode(f"{EGRESS_USER}:{SLOTS['proxy']}".encode()).decode()
+
+
+GOOGLE = "/v1beta/models/google:generateContent"
 
 
 def grains(secret: str) -> Iterator[bytes]:
@@ -91,8 +108,13 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
     """Make the upstreams, and a routes file that leads to them."""
     (directory / "file").write_text(SLOTS["file"] + "\n")
     (directory / "var").write_text(SLOTS["var_file"] + "\n")
+    (directory / "command").write_text(SLOTS["command"] + "\n")
+    (directory / "aside").write_text(SLOTS["aside"] + "\n")
+    script = f"cat {directory}/aside >&2; cat {directory}/command"
     async with AsyncExitStack() as stack:
-        names = ("plain", "header", "inline", "openai", "anthropic", "file", "egress")
+        names = (
+            "plain", "header", "inline", "openai", "anthropic", "file", "google", "command", "egress",
+        )  # fmt: skip
         up = {name: await stack.enter_async_context(Upstream()) for name in names}
         tls = await stack.enter_async_context(Upstream(tls=unknown_authority()))
         port = stack.enter_context(deaf())
@@ -113,6 +135,12 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             [upstreams.file]
             base_url = "{up["file"].url}"
             credential = "${{file:{directory / "file"}}}"
+            [upstreams.gemini]
+            base_url = "{up["google"].url}"
+            paths = {{ gemini = "{up["google"].url}beta" }}
+            [upstreams.command]
+            base_url = "{up["command"].url}"
+            credential = {{ command = ["sh", "-c", "{script}", "{SLOTS["argument"]}"], refresh = "1s" }}
             [upstreams.egress]
             base_url = "http://inner.example/v1"
             credential = "${{PLAIN}}"
@@ -137,6 +165,8 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             "openai" = "openai/m"
             "anthropic" = "anthropic/m"
             "file" = "file/m"
+            "google" = "gemini/m"
+            "command" = "command/m"
             "egress" = "egress/m"
             "tunnel" = "tunnel/m"
             "dead" = "dead/m"
@@ -146,6 +176,8 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             [keys]
             team = "${{CLIENT}}"
             other = {{ secret = "{SLOTS["other client"]}", models = ["plain"] }}
+            [unrouted]
+            "files" = "command"
             [log]
             level = "debug"
             """
@@ -156,6 +188,7 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             "HEADER": SLOTS["header"],
             "OPENAI_API_KEY": SLOTS["preset"],
             "ANTHROPIC_API_KEY_FILE": str(directory / "var"),
+            "GEMINI_API_KEY": SLOTS["google"],
             "PROXY": SLOTS["proxy"],
             "CLIENT": SLOTS["client"],
         }
@@ -166,6 +199,8 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             Place("openai", up["openai"], frozenset({"preset"})),
             Place("anthropic", up["anthropic"], frozenset({"var_file"}), "/v1/messages"),
             Place("file", up["file"], frozenset({"file"})),
+            Place("google", up["google"], frozenset({"google"}), GOOGLE),
+            Place("command", up["command"], frozenset({"command"})),
             Place("egress", up["egress"], frozenset({"plain", "proxy in base64"})),
         ]
         yield House(toml, env, places, ["tunnel", "dead", "lost", "tls", "dormant", "nothing"])
@@ -294,6 +329,109 @@ async def test_canaries(tmp_path: Path) -> None:
             assert leaked(received) == place.secrets, place.model
 
 
+def form(*fields: tuple[str, str], end: bytes = b"--x--\r\n") -> bytes:
+    """Write a form of *fields*, one of which holds a canary."""
+    parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+             for name, text in (("prompt", SLOTS["form"]), *fields)]  # fmt: skip
+    return "".join(parts).encode() + end
+
+
+FORM: list[Pair] = [(b"Content-Type", b"multipart/form-data; boundary=x"), *CLIENT]
+FORMS = [
+    form(("model", "command")),
+    form(("model", "nothing")),
+    form(("model", "command"), ("model", "command")),
+    form(end=b""),
+]
+TOKEN = b"openai-insecure-api-key."
+
+
+def conversation(key: str, *shown: Pair) -> bytes:
+    """Write the beginning of a WebSocket, and what is said in it, readably: the mask is zero."""
+    protocols = b"%b%b, realtime, %b%b" % (TOKEN, key.encode(), TOKEN, BAD)
+    upgrade: list[Pair] = [
+        (b"Connection", b"Upgrade"),
+        (b"Upgrade", b"websocket"),
+        (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+        (b"Sec-WebSocket-Protocol", protocols),
+        (b"Cookie", SLOTS["cookie"].encode()),
+        *shown,
+    ]
+    path = f"/v1/realtime?model=command&key={SLOTS['client']}"
+    said = b"\x81\x94\0\0\0\0" + SLOTS["said"].encode()
+    return request(path=path, headers=upgrade, method="GET") + said
+
+
+def agree(*, cut: bool) -> Step:
+    """Agree to a WebSocket, say back what is said, and leave, perhaps without a Close."""
+
+    async def step(conn: Conn, request: Received) -> None:
+        await conn.send(b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        request.body = await conn.reader.readexactly(26)
+        await conn.send(b"\x81\x14" + request.body[6:] + (b"" if cut else b"\x88\x00"))
+        conn.keep = False
+
+    return step
+
+
+async def test_canaries_off_the_usual_road(tmp_path: Path) -> None:
+    """Forms, WebSockets, what is kept at a vendor, Google's keys and spoilt files keep secrets too."""
+    told, count = b"", 0
+    secrets = " ".join({**SLOTS, "b": EGRESS}.values()).encode()
+    async with furnished(tmp_path) as house, process(house.toml, house.env) as proxy:
+        up = {place.model: place.upstream for place in house.places}
+
+        async def ask(sent: bytes) -> bytes:
+            nonlocal count, told
+            async with await Client.connect(proxy.port) as client:
+                await client.send(sent)
+                got = (await client.answer(seconds=5)).raw + await client.closed()
+            count += 1
+            told += got
+            return got
+
+        (tmp_path / "file").write_text(SLOTS["spoilt"] + "\0" + SLOTS["spoilt"])
+        last: list[Pair] = [(b"Connection", b"close")]
+        for step in [agree(cut=True), agree(cut=False)]:
+            up["command"].will(step)
+            got = await ask(conversation(SLOTS["client"]))
+            assert leaked(got) == {"said"}
+        for step in faults(secrets)[4:]:
+            up["command"].will(step)
+            await ask(conversation(SLOTS["client"]))
+        await ask(conversation(SLOTS["wrong query"]))
+        await ask(conversation(SLOTS["other client"]))
+        await ask(conversation(SLOTS["client"], (b"Transfer-Encoding", BAD)))
+        for body in FORMS:
+            for step in (answer(), answer(401, secrets)):
+                up["command"].will(step)
+                await ask(request(body, "/v1/audio/transcriptions" + QUERY, FORM + last))
+        for step in faults(secrets):
+            up["command"].will(step)
+            await ask(request(FORMS[0], "/v1/files" + QUERY, FORM + last))
+            await ask(
+                request(b"", "/v1/models?upstream=command&" + QUERY[1:], CLIENT + last, "GET")
+            )
+        for query in (QUERY, f"?key={SLOTS['client']}", f"?key={SLOTS['wrong query']}"):
+            for shown in ([], [(b"x-goog-api-key", BAD)]):
+                await ask(request(b"{}", GOOGLE + query, [*shown, *last]))
+        async with asyncio.timeout(5):
+            while b"credential_kept" not in proxy.log.read_bytes():
+                await asyncio.sleep(0.02)
+        await ask(request(chat("file"), headers=KEY + last))
+        await proxy.record(count)
+        log = proxy.log.read_bytes()
+        statuses = {record["status"] for record in proxy.records()}
+    assert leaked(told, but=frozenset({"said"})) == set()
+    assert leaked(log) == set()
+    assert {101, 200, 400, 401, 403, 404, 502, 504} <= statuses
+    for place in house.places:
+        received = b"".join(seen.head + seen.body for seen in place.upstream.requests)
+        expected = {"command": place.secrets | {"said", "form"}, "google": place.secrets}
+        expected["file"] = frozenset({"file"})
+        assert leaked(received) == expected.get(place.model, frozenset()), place.model
+
+
 async def test_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback shows where something went wrong, and not with what."""
 
@@ -357,6 +495,7 @@ async def test_command_line(
     assert SLOTS["short"][:4] not in explained
     assert f"…{SLOTS['var_file'][-4:]}" in shown["/v1/messages"]
     assert EGRESS_USER not in shown["egress"]
+    assert "Authorization: Bearer …  (from the command sh)" in shown["command"]
 
 
 def spoiled() -> dict[str, str]:
@@ -385,6 +524,16 @@ def spoiled() -> dict[str, str]:
         "listen": '[server]\nlisten = "${SPOILED}"',
         "level": '[log]\nlevel = "${SPOILED}"',
         "timeout": '[defaults]\ntimeout = { idle = "${SPOILED}" }',
+        "command": f'[routes]\nm = {{ base_url = "http://x.example", credential = {{ command = "{secret}" }} }}',
+        "command and secret": f'[routes]\nm = {{ base_url = "http://x.example", credential = {{ command = ["{secret}"], secret = "{secret}" }} }}',
+        "refresh": f'[routes]\nm = {{ base_url = "http://x.example", credential = {{ command = ["{secret}"], refresh = "{secret}" }} }}',
+        "word of a command": '[routes]\nm = { base_url = "http://x.example", credential = { command = ["${SPOILED}", 5] } }',
+        "vars": '[routes]\nm = "azure/m"\n[upstreams.azure]\nvars = { resource = "${SPOILED}" }',
+        "preset": '[routes]\nm = "up/m"\n[upstreams.up]\npreset = "${SPOILED}"',
+        "paths": '[routes]\nm = { base_url = "http://x.example", paths = { messages = "${SPOILED}" } }',
+        "unrouted": '[routes]\nm = { base_url = "http://x.example" }\n[unrouted]\nfiles = "${SPOILED}"',
+        "speaks": '[routes]\nm = { base_url = "http://x.example", speaks = ["${SPOILED}"] }',
+        "defaults": '[routes]\nm = { base_url = "http://x.example", defaults = { chat = { x = "${SPOILED}" } } }',
         "ca": '[routes]\nm = { base_url = "http://x.example", ca = "${SPOILED}" }',
     }
 
@@ -398,6 +547,20 @@ def test_problems(tmp_path: Path, toml: str) -> None:
         load(file, {"SPOILED": SLOTS["headers"] + "\u00e9\u2603\n"})
     assert leaked(str(caught.value).encode()) == set()
     assert leaked(repr(caught.value).encode()) == set()
+
+
+def test_a_part_of_a_url_is_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What `vars` puts into a URL is shown with it: it says where requests go."""
+    file = tmp_path / "routes.toml"
+    file.write_text('[routes]\nm = "azure/m"\n[upstreams.azure]\nvars = { resource = "acme-eu" }')
+    monkeypatch.setenv("AZURE_API_KEY", SLOTS["plain"])
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", SLOTS["plain"])
+    assert main(["explain", "m", "-c", str(file)]) == 0
+    written = "".join(capfd.readouterr())
+    assert "acme-eu" in written
+    assert leaked(written.encode()) == set()
 
 
 def test_nothing_has_a_printable_form(tmp_path: Path) -> None:

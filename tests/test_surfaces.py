@@ -1,5 +1,6 @@
 """Surfaces: what a raw path means, whose Host is ours, and which paths nobody may ask for."""
 
+import re
 from itertools import product
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from proxy import dialects
 from proxy.patterns import Pattern
-from proxy.surfaces import Address, Surface, host_name, is_loopback, is_unsafe
+from proxy.surfaces import Address, Located, Surface, host_name, is_loopback, is_unsafe
+from tests.harness.client import call
+from tests.harness.proxy import serving
 
 BASES = ("/api/v1", "/v1", "")
 
@@ -46,23 +49,104 @@ def test_every_endpoint_below_every_base(base: str, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("below", ["resp_1", "resp_1/cancel", "compact", "a%2Fb"])
-def test_below_responses(base: str, below: str) -> None:
-    """What lies below `responses` speaks the dialect of `responses`."""
-    located = surface().locate(f"{base}/responses/{below}")
-    assert located is not None
-    assert located.dialect is dialects.RESPONSES
-    assert located.suffix == f"responses/{below}"
+@pytest.mark.parametrize(
+    "path",
+    [
+        "models", "models/gpt-4o", "models/openai/gpt", "models/a%2Fb",
+        "responses/resp_1", "responses/resp_1/cancel", "responses/a%2Fb",
+        "files", "files/f_1/content", "batches",
+    ],
+)  # fmt: skip
+def test_what_carries_no_model(base: str, path: str) -> None:
+    """What stands below a base path and carries no model is located there, and has no dialect."""
+    assert surface().locate(f"{base}/{path}") == Located(base, path, None)
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("path", ["models", "models/gpt-4o", "models/openai/gpt", "models/a%2Fb"])
-def test_models(base: str, path: str) -> None:
-    """The list of models and what lies below it is found, and carries no dialect."""
-    located = surface().locate(f"{base}/{path}")
-    assert located is not None
-    assert located.dialect is None
-    assert located.suffix == path
+@pytest.mark.parametrize(
+    ("path", "base", "suffix"),
+    [
+        ("/v1//chat/completions", "/v1", "chat/completions"),
+        ("//v1/chat/completions", "/v1", "chat/completions"),
+        ("///api//v1///chat////completions", "/api/v1", "chat/completions"),
+        ("//chat/completions", "", "chat/completions"),
+        ("/v1/v1/chat/completions", "/v1", "chat/completions"),
+        ("/v1/v1/v1/v1/messages", "/v1", "messages"),
+        ("/v1//v1/messages", "/v1", "messages"),
+        ("/api/v1/v1/messages", "/api/v1", "messages"),
+        ("/v1/v1/files/v1/x", "/v1", "files/v1/x"),
+        ("/v1/v1", "/v1", "v1"),
+        ("/v1/v1/", "/v1", ""),
+        ("/v1/v1x/messages", "/v1", "v1x/messages"),
+        ("/v1/v1%2Fmessages", "/v1", "v1%2Fmessages"),
+        ("/v1/api/v1/messages", "/v1", "api/v1/messages"),
+        ("/v1/messages/v1/messages", "/v1", "messages/v1/messages"),
+        ("/v1/V1/messages", "/v1", "V1/messages"),
+    ],
+)
+def test_joined_by_hand(path: str, base: str, suffix: str) -> None:
+    """A slash too many, and a base path's end said twice, mean what was meant."""
+    assert surface().locate(path) == Located(base, suffix, dialects.ENDPOINTS.get(suffix))
+
+
+def test_own_base_said_twice() -> None:
+    """What may be said twice is the last segment of the base path that the surface has."""
+    own = surface("/llm/openai")
+    assert own.locate("/llm/openai/openai/messages") == Located(
+        "/llm/openai", "messages", dialects.MESSAGES
+    )
+    twice = own.locate("/llm/openai/v1/messages")
+    assert twice == Located("/llm/openai", "v1/messages", None)
+    assert own.locate("/openai/messages") is None
+
+
+NATIVE = "models/gemini-2.5-pro:streamGenerateContent"
+
+
+@pytest.mark.parametrize(
+    ("bases", "path", "base"),
+    [
+        (BASES, "/v1beta/", "/v1beta"),
+        (BASES, "/v1alpha/", "/v1alpha"),
+        (BASES, "/api/v1beta/", "/api/v1beta"),
+        (BASES, "/v1/", "/v1"),
+        (BASES, "/v1/v1beta/", None),
+        (BASES, "/", ""),
+        (BASES, "//v1beta//", "/v1beta"),
+        (BASES, "/v1beta1/", None),
+        (BASES, "/x/v1beta/", None),
+        (BASES, "/V1beta/", None),
+        (("/v1",), "/v1beta/", "/v1beta"),
+        (("/v1",), "/api/v1beta/", None),
+        (("",), "/v1beta/", "/v1beta"),
+        (("/api/v1",), "/api/v1beta/", "/api/v1beta"),
+        (("/api/v1",), "/v1beta/", None),
+        (("/llm",), "/llm/v1beta/", "/llm/v1beta"),
+        (("/llm",), "/llm/", "/llm"),
+        (("/llm",), "/v1beta/", None),
+        (("/v1beta",), "/v1beta/", "/v1beta"),
+    ],
+)
+def test_gemini(bases: tuple[str, ...], path: str, base: str | None) -> None:
+    """Gemini's own paths stand beside a base path that ends in `/v1`, and below any other."""
+    located = surface(*bases).locate(path + NATIVE)
+    if base is None:
+        assert located is None or located.dialect is None
+    else:
+        assert located == Located(base, NATIVE, dialects.GEMINI)
+
+
+@pytest.mark.parametrize("path", ["models", "models/gemini-2.5-pro", "models/a%2Fb", "models/a/b"])
+def test_gemini_list(path: str) -> None:
+    """Gemini's list of models, and one of them, are located and name no verb, so carry no dialect."""
+    assert surface().locate(f"/v1beta/{path}") == Located("/v1beta", path, None)
+
+
+@pytest.mark.parametrize(
+    "path", ["models/", "modelsx", "files", "tunedModels/x:generateContent", "openai/models", ""]
+)
+def test_not_gemini(path: str) -> None:
+    """What else stands beside Gemini's models is no path of its own here."""
+    assert surface("/v1").locate(f"/v1beta/{path}") is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +159,6 @@ def test_models(base: str, path: str) -> None:
         "/.env",
         "/admin",
         "/v2/chat/completions",
-        "/v1/v1/chat/completions",
         "/v1/chat",
         "/v1/chat/completions/",
         "/v1/chat/completions/x",
@@ -91,11 +174,48 @@ def test_models(base: str, path: str) -> None:
         "/v1/modelsx",
         "/v1/files",
         "/v1/chat/completions\n",
+        "/v1/models/x:",
+        "/v1beta/models/:generateContent",
     ],
 )
 def test_nothing_there(path: str) -> None:
-    """A path that is not exactly an endpoint's means nothing."""
+    """A path that is not exactly an endpoint's carries no model."""
+    located = surface().locate(path)
+    assert located is None or located.dialect is None
+
+
+@pytest.mark.parametrize("path", ["", "v1/chat/completions", "chat/completions", "\\v1\\messages"])
+def test_no_path(path: str) -> None:
+    """What does not begin with a slash is no path."""
     assert surface().locate(path) is None
+
+
+PIECES = ["/", "//", "v1", "v1beta", "v1alpha", "api", "models", "messages", "x", ":", "%2F", "..", "*", "\n", "é", "\udcff"]  # fmt: skip
+PATHS = st.text(max_size=30) | st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+
+@given(PATHS, st.sampled_from([BASES, ("/v1",), ("/api/v1",), ("",), ("/llm",)]))
+def test_any_path(path: str, bases: tuple[str, ...]) -> None:
+    """Whatever the path, it stands nowhere, or below one base path with a suffix of its own."""
+    located = surface(*bases).locate(path)
+    if located is None:
+        return
+    assert located.dialect is dialects.find(located.suffix)
+    collapsed = re.sub("/+", "/", path)
+    assert collapsed.startswith(located.base + "/")
+    assert collapsed.endswith(located.suffix)
+    stems = {base.removesuffix("/v1") for base in bases}
+    native = {stem + version for stem in stems for version in ("/v1beta", "/v1alpha")}
+    assert located.base in native | set(bases)
+    if located.base in native - set(bases):
+        assert located.suffix.startswith("models")
+
+
+@given(st.text("v1abet/models:x", max_size=40))
+def test_slashes_never_matter(path: str) -> None:
+    """Doubled slashes locate what single ones do."""
+    single = re.sub("/+", "/", path)
+    assert surface().locate(single.replace("/", "//")) == surface().locate(single)
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/api/v1/chat/completions", "/models"])
@@ -104,18 +224,66 @@ def test_only_its_own_bases(path: str) -> None:
     assert surface("/v1").locate(path) is None
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt-4o", "/models", "/api/v1/models/x"])
-def test_hidden_models(path: str) -> None:
-    """Where models are hidden, their paths are as unknown as any other."""
-    assert surface(models="hidden").locate(path) is None
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt-4o", "/v1beta/models", "/models"])
+async def test_hidden_models(path: str) -> None:
+    """Where models are hidden, their paths are as unknown as any other, but for the id in the answer."""
+    toml = '[server]\nmodels = "hidden"\n[routes]\nm = "sandbox/echo"\n'
+    async with serving(toml) as proxy:
+        hidden = await call(proxy.port, path=path, method="GET")
+        other = await call(proxy.port, path=path.replace("models", "xodels"), method="GET")
+    assert hidden.status == other.status == 404
+    assert hidden.json() == other.json()
+    assert len(hidden.head) == len(other.head)
 
 
-def test_listed_endpoints() -> None:
-    """A list of endpoints shuts all others."""
-    only = surface("/v1", endpoints=("chat/completions",))
-    assert only.locate("/v1/chat/completions") is not None
-    assert only.locate("/v1/embeddings") is None
-    assert only.locate("/v1/messages") is None
+LISTED = [
+    (("chat/completions",), {"chat/completions"}),
+    (("messages",), {"messages", "messages/count_tokens"}),
+    (("messages/count_tokens",), {"messages/count_tokens"}),
+    (("responses", "realtime"), {"responses", "responses/compact", "responses/input_tokens", "realtime"}),
+    (("gemini",), {NATIVE}),
+    (("files",), set[str]()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("endpoints", "open_"), LISTED)
+def test_listed_endpoints(endpoints: tuple[str, ...], open_: set[str]) -> None:
+    """A list of endpoints shuts all others; what stands below one of the list is open with it."""
+    only = surface("/v1", endpoints=endpoints)
+    found = set()
+    for path in [*dialects.ENDPOINTS, NATIVE]:
+        located = only.locate(f"/v1/{path}")
+        assert located is not None
+        if located.dialect is not None:
+            found.add(path)
+    assert found == open_
+
+
+def test_listed_gemini() -> None:
+    """Gemini's own paths are one endpoint of the list, wherever they stand."""
+    for path in (f"/v1beta/{NATIVE}", f"/v1alpha/{NATIVE}", f"/v1/{NATIVE}"):
+        for endpoints, dialect in ((("gemini",), dialects.GEMINI), (("messages",), None)):
+            located = surface("/v1", endpoints=endpoints).locate(path)
+            assert located is not None
+            assert located.dialect is dialect
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "suffix", "serves"),
+    [
+        (None, "anything", True),
+        (("files",), "files", True),
+        (("files",), "files/f_1", True),
+        (("files",), "filesx", False),
+        (("files",), "file", False),
+        (("files/f_1",), "files", False),
+        (("chat/completions", "files"), "files/x", True),
+        ((), "files", False),
+    ],
+)
+def test_serves(endpoints: tuple[str, ...] | None, suffix: str, serves: bool) -> None:
+    """A surface has the endpoints of its list, and what stands below them, at slashes."""
+    assert surface("/v1", endpoints=endpoints).serves(suffix) is serves
 
 
 @pytest.mark.parametrize(
@@ -298,9 +466,7 @@ def test_dot_segments(before: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "//evil.example/v1/chat/completions",
-        "/v1//chat/completions",
-        "/v1/chat/completions//",
+        "/v1//../chat/completions",
         "/v1\\chat\\completions",
         "/\\evil.example/",
         "/v1/x%5cy",
@@ -316,7 +482,7 @@ def test_dot_segments(before: str) -> None:
     ],
 )
 def test_unsafe(path: str) -> None:
-    """Empty segments, backslashes, NULs, spaces and control characters are unsafe, raw or encoded."""
+    """Backslashes, NULs, spaces and control characters are unsafe, raw or encoded."""
     assert is_unsafe(path)
 
 
@@ -325,6 +491,9 @@ def test_unsafe(path: str) -> None:
     [
         "/",
         "/v1/chat/completions",
+        "/v1//chat/completions",
+        "/v1/chat/completions//",
+        "/v1beta/models/gemini-2.5-pro:generateContent",
         "/v1/models/openai%2Fgpt-4o",
         "/v1/models/openai%2fgpt-4o",
         "/v1/models/qwen2.5-72b",

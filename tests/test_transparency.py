@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests.harness.client import Client
 from tests.harness.proxy import serving
 from tests.harness.upstream import Conn, Received, Upstream
+from tests.test_unrouted import Reading, whole
 
 Pair = tuple[bytes, bytes]
 PAGE = Path(__file__).parent.parent / "docs" / "edits.md"
@@ -43,8 +44,13 @@ class Row:
 WHATS = {"removed", "replaced", "added", "added if absent", "inserted"}
 NOT_HEADERS = {
     "target",
+    "target: //",
+    "target: a base path said twice",
+    "target: model",
     "query: key",
+    "query: upstream",
     "body: model",
+    "body: form field model",
     "trailers",
     "interim answers",
     "body: a last event",
@@ -52,10 +58,14 @@ NOT_HEADERS = {
 WHENS = {
     "always",
     "where it holds a key of this proxy",
+    "where it says whose list of models is wanted",
+    "where it goes by model",
+    "where it goes by path and has one",
+    "where it goes by path and comes in chunks",
     "unless the surface says passthrough",
     "where its table sets them",
     "where the dialect needs them",
-    'where the body says "stream": true',
+    "where a stream is asked for",
     "where the route sends another name",
     "where it was missing",
     "where a body comes without Content-Length",
@@ -170,13 +180,14 @@ def _has(title: str, name: str, known: Given) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """A JSON body as the client wrote it: what stands *before* its model, the model's own *literal*
-    (empty where it has none), and what stands *after*.
+    """A body as the client wrote it: what stands *before* its model, the model's own *literal*
+    (empty where it has none), and what stands *after*. A form has a *boundary*.
     """
 
     before: bytes
     literal: bytes
     after: bytes
+    boundary: bytes = b""
 
     @property
     def text(self) -> bytes:
@@ -184,17 +195,25 @@ class Asked:
 
 
 def request_differences(
-    before: Message, after: Message, asked: Asked, model: str, target: bytes, known: Given
+    before: Message,
+    after: Message,
+    asked: Asked,
+    model: str,
+    place: str,
+    target: bytes,
+    known: Given,
 ) -> list[str]:
-    """Say how a request differs that went up as *after*, but for the edits of the table."""
+    """Say how a request differs that went up as *after*, but for the edits of the table; *place* is
+    where it says its model.
+    """
     title = "Requests"
     found = list(header_differences(title, before, after, known))
     line = before.line
     if _has(title, "target", known):
-        line = b"POST %b HTTP/1.1" % target
+        line = b"%b %b HTTP/1.1" % (line.split(b" ")[0], target)
     if after.line != line:
         found.append(f"the request line is {after.line!r}, not {line!r}")
-    if not _has(title, "body: model", known):
+    if not place.startswith("body") or not _has(title, place, known):
         if after.body != asked.text:
             found.append(f"the body is {after.body!r}, not {asked.text!r}")
         return found
@@ -210,6 +229,10 @@ def request_differences(
 
 
 def _is_model(text: bytes, asked: Asked, model: str) -> bool:
+    if asked.boundary:
+        part = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+        value = model.encode()
+        return text == (value if asked.literal else part % (asked.boundary, value))
     if not asked.literal:
         comma = b"" if asked.after.lstrip(b" \t\r\n").startswith(b"}") else b","
         match = re.fullmatch(rb'"model":(.*?)' + comma, text, re.DOTALL)
@@ -235,7 +258,10 @@ CREDENTIAL = "sk-the-upstreams-credential"
 
 @dataclass(frozen=True)
 class Road:
-    """A model string, the path it is asked at, and what the routes file makes of both."""
+    """A model string, the path it is asked at, and what the routes file makes of both: where it goes,
+    under which name and credential. *place* is where it says its model, as the table calls it, or
+    `path` for what goes by path; *ending* the path whose streams end as its own do.
+    """
 
     model: str | None
     path: str
@@ -245,14 +271,22 @@ class Road:
     headers: tuple[Pair, ...] = ()
     preset: tuple[Pair, ...] = ()
     checked: bool = True
+    place: str = "body: model"
+    ending: str = ""
+    query: str = ""
 
 
 BEARER = (b"Authorization", b"Bearer " + CREDENTIAL.encode())
 TEAM = (b"X-Team", b"search")
 VERSION = (b"anthropic-version", b"2023-06-01")
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+X_API_KEY = (b"x-api-key", CREDENTIAL.encode())
+GOOG = (b"x-goog-api-key", CREDENTIAL.encode())
+FORM, URL, PATH = "body: form field model", "target: model", "path"
+OTHER = 'other "é" name'
+QUOTED = "other%20%22%C3%A9%22%20name"
 ROADS = [
-    Road("alias", CHAT, "/up/v1/chat/completions", 'other "é" name', BEARER, (TEAM,)),
+    Road("alias", CHAT, "/up/v1/chat/completions", OTHER, BEARER, (TEAM,)),
     Road("same", CHAT, "/up/v1/chat/completions", "same", BEARER, (TEAM,)),
     Road("same", "/v1/embeddings", "/up/v1/embeddings", "same", BEARER, (TEAM,), checked=False),
     Road("same", "/v1/responses", "/up/v1/responses", "same", BEARER, (TEAM,)),
@@ -265,9 +299,32 @@ ROADS = [
         (b"X-Corp-Key", CREDENTIAL.encode()),
         checked=False,
     ),
-    Road("claude-1", MESSAGES, "/a/messages", "claude-1", (b"x-api-key", CREDENTIAL.encode()),
-         preset=(VERSION,)),
+    Road("claude-1", MESSAGES, "/a/messages", "claude-1", X_API_KEY, preset=(VERSION,)),
     Road("claude-1", CHAT, "/a/chat/completions", "claude-1", BEARER),
+    # forms
+    Road("alias", "/v1/audio/transcriptions", "/up/v1/audio/transcriptions", OTHER, BEARER, (TEAM,),
+         checked=False, place=FORM),
+    Road("same", "/v1/images/edits", "/up/v1/images/edits", "same", BEARER, (TEAM,),
+         checked=False, place=FORM),
+    Road(None, "/v1/audio/translations", "/up/v1/audio/translations", "the default", BEARER, (TEAM,),
+         checked=False, place=FORM),
+    # Gemini's own paths
+    Road("alias", "/v1beta/models/alias:generateContent", f"/up/v1/models/{QUOTED}:generateContent",
+         OTHER, BEARER, (TEAM,), checked=False, place=URL),
+    Road("g/x y", "/v1beta/models/g%2Fx%20y:streamGenerateContent",
+         "/g/models/x%20y:streamGenerateContent", "x y", GOOG, checked=False, place=URL),
+    Road("same", "/v1/models/s%61me:countTokens", "/up/v1/models/s%61me:countTokens", "same", BEARER,
+         (TEAM,), checked=False, place=URL),
+    # by path
+    Road(None, "/v1/files", "/up/v1/files", "", BEARER, (TEAM,), checked=False, place=PATH),
+    Road(None, "/files/a%2Fb;c=d/content", "/up/v1/files/a%2Fb;c=d/content", "", BEARER, (TEAM,),
+         checked=False, place=PATH),
+    Road(None, "/v1/responses/resp_1", "/up/v1/responses/resp_1", "", BEARER, (TEAM,),
+         place=PATH, ending=RESPONSES),
+    Road(None, "/api/v1/messages/batches", "/a/messages/batches", "", X_API_KEY, preset=(VERSION,),
+         place=PATH, ending=MESSAGES),
+    Road(None, "/v1/models", "/up/v1/models", "", BEARER, (TEAM,), checked=False, place=PATH,
+         query="upstream=up"),
 ]  # fmt: skip
 
 
@@ -286,7 +343,17 @@ terminal = "none"
 [upstreams.anthropic]
 base_url = "http://{upstream.authority}/a"
 credential = "{CREDENTIAL}"
+[upstreams.google]
+base_url = "http://{upstream.authority}/g/openai"
+credential = "{CREDENTIAL}"
+paths = {{ gemini = "http://{upstream.authority}/g" }}
+forms = {{ gemini = "x-goog-api-key" }}
+[unrouted]
+"messages" = "anthropic"
+"files" = "up"
+"*" = "up"
 [routes]
+"g/*" = {{ upstream = "google", model = "*" }}
 "alias" = {{ upstream = "up", model = 'other "é" name' }}
 "same" = {{ upstream = "up" }}
 "default" = {{ upstream = "up", model = "the default" }}
@@ -409,6 +476,52 @@ class Request:
     cuts: tuple[int, ...]
 
 
+BOUNDARIES = [b"x", b"----WebKitFormBoundaryABC123", b"a'()+_,-./:=?b", b"-" * 70]
+FIELDS: list[tuple[bytes, bytes]] = [
+    (b'Content-Disposition: form-data; name="file"; filename="a \\"b\\".bin"', bytes(range(256))),
+    (b"content-disposition:form-data;name=prompt", "grüße\r\nmodel".encode()),
+    (b'X-A: 1\r\nContent-DISPOSITION: form-data; name="Model"', b"M"),
+    (b'Content-Disposition: form-data; name="file"\r\nContent-Type: image/png', b"\r\n\r\n\n--\r"),
+    (b'Content-Disposition: form-data; name=""', b""),
+    (b'Content-Disposition: form-data; name="file"; filename=""', b'name="model"\r\n\r\nx'),
+    (b'Content-Disposition: form-data; name="model[]"', b"z" * 3000),
+]
+
+
+@st.composite
+def forms(draw: st.DrawFn, model: str | None) -> tuple[Asked, bool]:
+    """Draw a form that asks for *model*, and whether it asks for a stream."""
+    boundary = draw(st.sampled_from(BOUNDARIES))
+    fields = draw(st.lists(st.sampled_from(FIELDS), min_size=model is None, max_size=4))
+    stream = draw(st.sampled_from([None, None, b"true", b"false", b"TRUE"]))
+    if stream is not None:
+        name = draw(st.sampled_from([b'name="stream"', b"NAME=stream"]))
+        fields.append((b"Content-Disposition: form-data; " + name, stream))
+    mark = b"\0MODEL\0"
+    if model is not None:
+        name = draw(st.sampled_from([b'name="model"', b"name=model", b'a=b; Name="model" ']))
+        place = draw(st.integers(0, len(fields)))
+        fields.insert(place, (b"Content-Disposition: form-data; " + name, mark))
+    parts = [b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, *field) for field in fields]
+    start = draw(st.sampled_from([b"", b"", b"preamble\r\n", b"\r\n"]))
+    ending = b"--%b--" % boundary + draw(st.sampled_from([b"", b"\r\n", b"\r\nepilogue\n"]))
+    whole = b"".join(parts) + ending
+    if model is None:
+        return Asked(start, b"", whole, boundary), stream == b"true"
+    before, after = whole.split(mark)
+    return Asked(start + before, model.encode(), after, boundary), stream == b"true"
+
+
+UNSEEN = [
+    b"",
+    b"{",
+    b'{"model":"alias","model":1,"stream":true}',
+    bytes(range(256)) * 20,
+    b"--x\r\n\r\n",
+    b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    gzip.compress(b"{}", mtime=0),
+]
+"""Bodies at which nobody looks."""
 QUERIES = [
     "",
     "",
@@ -417,6 +530,8 @@ QUERIES = [
     "?x=1&key=%b",
     "?key=%b",
     "?key=theirs",
+    "?stream=true&model=//v1/v1",
+    "?a&&stream=True&=",
 ]
 CUTS = st.lists(st.integers(0, 3000), max_size=4).map(tuple)
 
@@ -427,50 +542,107 @@ def chunked(body: bytes, size: int, trailers: bytes = b"", extension: bytes = b"
     return chunks + b"0\r\n" + trailers + b"\r\n"
 
 
+def announced(name: str) -> bool:
+    """Return whether the page speaks of *name* at all: what is not announced, is not expected."""
+    return any(name in row.names for row in rows("Requests"))
+
+
+@st.composite
+def targets(draw: st.DrawFn, road: Road) -> tuple[str, str, set[str]]:
+    """Draw a target for *road*, what ought to become of it, and the facts about it."""
+    facts = set()
+    path, sent = road.path, road.target
+    if not announced("target: model") and road.place == URL:
+        sent = sent.rpartition("/")[0] + "/" + path.rpartition("/")[2]
+    if draw(st.integers(0, 4)) == 0 and path.startswith(("/v1/", "/api/v1/")):
+        twice = path.replace("/v1/", "/v1/v1/", 1)
+        path = twice
+        if not announced("target: a base path said twice"):
+            sent = "not announced: " + twice
+    if draw(st.integers(0, 4)) == 0:
+        slashes = path.replace("/", draw(st.sampled_from(["//", "///"])))
+        path = slashes
+        if not announced("target: //"):
+            sent = "not announced: " + slashes
+    query = draw(st.sampled_from(QUERIES)).replace("%b", KEY.decode())
+    kept = query
+    if KEY.decode() in query:
+        facts.add("where it holds a key of this proxy")
+        if announced("query: key"):
+            kept = query.replace(f"&key={KEY.decode()}", "").replace(f"?key={KEY.decode()}", "")
+    if road.place == PATH and "stream=true" in query:
+        facts.add("where a stream is asked for")
+    if road.query:
+        facts.add("where it says whose list of models is wanted")
+        query = f"{query}&{road.query}" if query else f"?{road.query}"
+        if not announced("query: upstream"):
+            kept = f"{kept}&{road.query}" if kept else f"?{road.query}"
+    return path + query, sent + kept, facts
+
+
 @st.composite
 def requests(draw: st.DrawFn, road: Road) -> Request:
     """Draw a request for *road*."""
-    asked, stream = draw(bodies(road.model))
-    query = draw(st.sampled_from(QUERIES))
+    target, expected, facts = draw(targets(road))
+    method, framings = b"POST", ["length", "length", "chunks"]
     lines = _once(draw(header_lists(PASSING + HOP + EDITED, NOMINATIONS)))
+    if road.place == FORM:
+        asked, stream = draw(forms(road.model))
+        lines = [line for line in lines if not line.lower().startswith(b"content-type")]
+        kind = draw(
+            st.sampled_from(
+                [b"multipart/form-data; boundary=", b"Multipart/Form-Data;a=b;BOUNDARY="]
+            )
+        )
+        lines.insert(
+            draw(st.integers(0, len(lines))), b'content-TYPE: %b"%b"' % (kind, asked.boundary)
+        )
+    elif road.place == "body: model":
+        asked, stream = draw(bodies(road.model))
+    else:
+        asked, stream = Asked(b"", b"", draw(st.sampled_from(UNSEEN))), ":stream" in road.path
+    if road.place == PATH:
+        methods = [b"GET"] if road.query else [b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"]
+        method = draw(st.sampled_from(methods))
+        framings.append("none")
+        if draw(st.integers(0, 4)) == 0:
+            lines.append(b"Content-Encoding: gzip")
+    framing = draw(st.sampled_from(framings))
+    if framing == "none":
+        asked = Asked(b"", b"", b"")
     lines.insert(draw(st.integers(0, len(lines))), b"AuthoriZation: Bearer " + KEY)
     lines.insert(draw(st.integers(0, len(lines))), b"hOST: localhost")
     body = asked.text
     if draw(st.integers(0, 9)) == 0:
         lines.append(b"Expect: 100-continue")
-    if draw(st.integers(0, 2)):
+    framed = b""
+    if framing == "length":
         lines.insert(draw(st.integers(0, len(lines))), b"content-Length: %d" % len(body))
         framed = body
-    else:
+    elif framing == "chunks":
         lines.append(b"Transfer-encoding: chunked")
         framed = chunked(body, draw(st.sampled_from([1, 7, 1000])), b"X-Trailer: dropped\r\n")
-    query = query.replace("%b", KEY.decode())
-    start = f"POST {road.path}{query} HTTP/1.1".encode()
-    head = b"\r\n".join([start, *lines]) + b"\r\n\r\n"
-    facts = {
+    head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, target.encode()), *lines]) + b"\r\n\r\n"
+    facts |= {
         "always",
         "unless the surface says passthrough",
         "where its table sets them",
         "where the dialect needs them",
     }
     if stream:
-        facts.add('where the body says "stream": true')
-    if road.model is None:
-        facts.add("where it was missing")
-    elif road.model != road.sent:
-        facts.add("where the route sends another name")
-    if KEY.decode() in query:
-        facts.add("where it holds a key of this proxy")
-        if any("query: key" in row.names for row in rows("Requests")):
-            query = query.replace(f"&key={KEY.decode()}", "").replace(f"?key={KEY.decode()}", "")
+        facts.add("where a stream is asked for")
+    if road.place != PATH:
+        facts.add("where it goes by model")
+        if road.model is None:
+            facts.add("where it was missing")
+        elif road.model != road.sent:
+            facts.add("where the route sends another name")
+    elif framing == "length":
+        facts.add("where it goes by path and has one")
+    elif framing == "chunks":
+        facts.add("where it goes by path and comes in chunks")
     return Request(
-        head + framed,
-        Message(head, body),
-        asked,
-        road,
-        road.target + query,
-        frozenset(facts),
-        draw(CUTS),
+        head + framed, Message(head, body), asked, road, expected, frozenset(facts), draw(CUTS)
     )
 
 
@@ -488,7 +660,7 @@ EVENTS = [
 ENDS = [b"\n", b"\r\n", b"\r"]
 MARKERS = {
     CHAT: b"data: [DONE]",
-    "/v1/responses": b"event: response.completed\ndata: {}",
+    RESPONSES: b"event: response.completed\ndata: {}",
     MESSAGES: b"event: message_stop\ndata: {}",
 }
 PLAIN = [
@@ -538,7 +710,7 @@ def replies(draw: st.DrawFn, road: Road) -> Reply:
             b"Content-Type: text/event-stream", b"content-type:Text/Event-Stream;charset=utf-8",
         ])))  # fmt: skip
         suffix = road.path.rpartition("/v1")[2]
-        marker = MARKERS.get("/v1" + suffix, b"")
+        marker = MARKERS.get(road.ending or "/v1" + suffix, b"")
         body = draw(streams(marker))
         lines = [
             line
@@ -682,9 +854,20 @@ class Wire:
             self._client = None
 
 
+class Whole(Reading):
+    """An upstream that reads every request to its end, however it is framed."""
+
+    @staticmethod
+    async def _read(conn: Conn) -> Received | None:
+        request = await Reading._read(conn)
+        if request is not None:
+            request.body = await whole(conn, request)
+        return request
+
+
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
-    async with Upstream() as upstream, serving(routes(upstream)) as proxy:
+    async with Whole() as upstream, serving(routes(upstream)) as proxy:
         wire = Wire(upstream, proxy.port)
         yield wire
         wire.close()
@@ -713,6 +896,7 @@ def differences(wire: Wire, drawn: Drawn, carried: Carried) -> list[str]:
         carried.request,
         drawn.request.asked,
         road.sent,
+        road.place,
         drawn.request.target.encode(),
         upwards,
     ) + answer_differences(drawn.reply.message, carried.answer, downwards)
@@ -750,7 +934,10 @@ def _written(
     head = b"\r\n".join([*start, *lines, length % len(asked.text)]) + b"\r\n\r\n"
     facts = WHENS - {
         "where it holds a key of this proxy",
-        'where the body says "stream": true',
+        "where it says whose list of models is wanted",
+        "where it goes by path and has one",
+        "where it goes by path and comes in chunks",
+        "where a stream is asked for",
         "where it was missing",
         "where a body comes without Content-Length",
         "where the connection ends with the answer",
@@ -850,6 +1037,56 @@ async def test_planted_faults(
     else:
         carried = replace(carried, answer=broken)
     assert differences(wire, drawn, carried) != []
+
+
+def _on_another_road(place: str, body: Asked, lines: list[bytes]) -> Drawn:
+    """Write an exchange by hand, on the first of the roads that say their model in *place*."""
+    road = next(road for road in ROADS if road.place == place)
+    drawn = _written(lines, body, [], b"{}")
+    head = drawn.request.message.head.replace(CHAT.encode(), road.path.encode())
+    facts = set(drawn.request.facts)
+    if place == PATH:
+        facts -= {"where it goes by model", "where the route sends another name"}
+        facts.add("where it goes by path and has one")
+    request = replace(
+        drawn.request,
+        raw=head + body.text,
+        message=replace(drawn.request.message, head=head),
+        road=road,
+        target=road.target,
+        facts=frozenset(facts),
+    )
+    return Drawn(request, drawn.reply)
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [
+        (FORM, b"\xff\r\n", b"\xff\n"),
+        (FORM, OTHER.encode(), b"alias"),
+        (URL, QUOTED.encode(), b"alias"),
+        (URL, QUOTED.encode(), QUOTED.replace("%20", "+").encode()),
+        (URL, b'"alias"', b'"other"'),
+        (PATH, b"Content-Length: ", b"X-Length: "),
+        (PATH, b'"alias"', b'"other"'),
+        (PATH, b"POST ", b"PUT "),
+    ],
+)
+async def test_planted_faults_elsewhere(wire: Wire, place: str, old: bytes, new: bytes) -> None:
+    """The oracle sees what is changed, or left, in forms, in paths, and in what goes by path."""
+    if place == FORM:
+        lines = [b"Content-Type: multipart/form-data; boundary=x"]
+        part = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n'
+        body = Asked(part % b"model", b"alias", b"\r\n" + part % b"f" + b"\xff\r\n--x--\r\n", b"x")
+    else:
+        lines, body = [], Asked(b'{"model":', b'"alias"', b"}")
+    drawn = _on_another_road(place, body, lines)
+    carried = await wire.carry(drawn)
+    assert differences(wire, drawn, carried) == []
+    head, after = carried.request.head, carried.request.body
+    broken = Message(head.replace(old, new), after.replace(old, new))
+    assert broken != carried.request
+    assert differences(wire, drawn, replace(carried, request=broken)) != []
 
 
 async def test_an_announced_edit_that_is_not_made(wire: Wire) -> None:

@@ -19,11 +19,14 @@ def run(options: argparse.Namespace) -> int:
     """Check; problems are raised, and so told, as everywhere."""
     snapshot = load(options.file or options.config, os.environ)
     routes = snapshot.routes.routes
-    dormant = [route for route in routes if route.upstream.missing]
-    for route in dormant:
-        print(
-            f'{snapshot.file}: note: "{route.name}" is dormant: {route.upstream.missing} is not set'
-        )
+    waiting = [(route.name, route.upstream.lacks(passthrough=False)) for route in routes]
+    dormant = [(name, variable) for name, variable in waiting if variable is not None]
+    for name, variable in dormant:
+        print(f'{snapshot.file}: note: "{name}" is dormant: {variable} is not set')
+    for path, upstream in snapshot.unrouted.upstreams.items():
+        lacking = upstream.lacks(passthrough=False)
+        if lacking is not None:
+            print(f'{snapshot.file}: note: unrouted "{path}" is dormant: {lacking} is not set')
     print(
         f"{snapshot.file}: ok: {len(routes)} routes ({len(dormant)} dormant), "
         f"{len(snapshot.keys)} keys, {len(snapshot.surfaces)} surfaces"

@@ -14,8 +14,10 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser(
         "explain", parents=[common], help="say what would happen to a request for a model"
     )
-    parser.add_argument("model")
-    parser.add_argument("--path", default=None, help="the request's path (default: chat)")
+    parser.add_argument("model", nargs="?", help="the model asked for (default: none is)")
+    parser.add_argument(
+        "--path", default=None, help="the request's path, perhaps with its query (default: chat)"
+    )
     parser.add_argument("--surface", default=None, help="the surface (default: the first)")
     parser.set_defaults(run=run)
 

@@ -18,7 +18,8 @@ def run(options: argparse.Namespace) -> int:
     rows = [("ROUTE", "UPSTREAM", "MODEL SENT", "STATE")]
     for route in load(options.config, os.environ).routes.routes:
         upstream = route.upstream
-        state = f"dormant: {upstream.missing} is not set" if upstream.missing else "ready"
+        variable = upstream.lacks(passthrough=False)
+        state = f"dormant: {variable} is not set" if variable else "ready"
         rows.append((route.name, upstream.name, route.model or "as asked", state))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:

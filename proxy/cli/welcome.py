@@ -46,8 +46,9 @@ def _vendors(snapshot: Snapshot) -> list[str]:
     waits: dict[str, list[str]] = {}
     for route in snapshot.routes.routes:
         upstream = route.upstream
-        if upstream.missing is not None:
-            waits.setdefault(upstream.missing, []).append(route.name)
+        variable = upstream.lacks(passthrough=False)
+        if variable is not None:
+            waits.setdefault(variable, []).append(route.name)
             continue
         credential = upstream.credential
         why = f"{credential.secret.source} found" if credential else "needs no variable"

@@ -6,19 +6,27 @@ message quotes what a variable or a secret file holds.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path as FilePath
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.config.building import Builder
+from proxy.config import presets
+from proxy.config.draft import Draft
+from proxy.config.keys import keys_of
+from proxy.config.live import Live, Refresher
 from proxy.config.problems import ConfigError, Path, Problem, suggest
 from proxy.config.reading import Filler, read
+from proxy.config.routes import Routes, unrouted_of
 from proxy.config.snapshot import Settings, Snapshot
+from proxy.config.surfaces import surfaces_of
 from proxy.config.tables import BROUGHT, LATER, SHORT, File, Table
+from proxy.config.upstreams import Upstreams
+from proxy.routes import RouteTable
 
-__all__ = ["ConfigError", "Problem", "Settings", "Snapshot", "load"]
+__all__ = ["ConfigError", "Live", "Problem", "Refresher", "Settings", "Snapshot", "load"]
 
 
 def load(file: FilePath, environ: Mapping[str, str], *, listen: str | None = None) -> Snapshot:
@@ -38,12 +46,43 @@ def load(file: FilePath, environ: Mapping[str, str], *, listen: str | None = Non
     tables, found = _validate(values, written)
     problems += found
     told = [problem.path for problem in problems]
-    builder = Builder(tables, written, filler)
-    snapshot = builder.build(str(file), content, datetime.now(UTC))
-    problems += [problem for problem in builder.problems if not _follows(problem.path, told)]
+    draft = Draft(tables, written, filler, presets.load())
+    snapshot = _build(draft, str(file), content)
+    problems += [problem for problem in draft.problems if not _follows(problem.path, told)]
     if problems:
         raise ConfigError(str(file), dict.fromkeys(problems))
     return snapshot
+
+
+def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
+    """Return the snapshot of *draft*; it is to be used only if no problem was found."""
+    file = draft.file
+    upstreams = Upstreams(draft)
+    for upstream in file.upstreams:
+        upstreams.find(upstream)
+    routes = Routes(draft, upstreams)
+    table = RouteTable(routes.make())
+    unrouted = unrouted_of(draft, upstreams)
+    return Snapshot(
+        file=name,
+        digest=sha256(content).hexdigest(),
+        loaded=datetime.now(UTC),
+        settings=Settings(
+            max_body=file.server.max_body,
+            max_inflight=file.server.max_inflight,
+            max_held=file.server.max_held,
+            drain=file.server.drain,
+            log_format=file.log.format,
+            log_level=file.log.level,
+        ),
+        surfaces=surfaces_of(draft, file.unrouted),
+        upstreams=upstreams.made,
+        routes=table,
+        keys=keys_of(draft),
+        unrouted=unrouted,
+        origins=routes.origins,
+        live=tuple(draft.live),
+    )
 
 
 def _listen_on(written: dict[str, Any], listen: str) -> None:

@@ -8,15 +8,23 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A known vendor. Field by field, `presets.toml` says what each means."""
+    """A known vendor. Field by field, the head of `presets.toml` says what each means."""
 
-    base_url: str
-    env: list[str]
-    checked: str
+    title: str = ""
+    base_url: str | None = None
+    env: list[str] = field(default_factory=list)
+    optional: bool = False
+    vars: dict[str, str] = field(default_factory=dict)
     form: str = "bearer"
     forms: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, dict[str, str]] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+    speaks: list[str] | None = None
+    billed: bool = True
+    terminal: str = "auto"
+    docs: str = ""
+    checked: str = ""
+    inferred: list[str] = field(default_factory=list)
 
 
 def load() -> dict[str, Preset]:

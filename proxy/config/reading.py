@@ -57,10 +57,14 @@ class Filler:
         if not isinstance(value, str) or "$" not in value:
             return value
         try:
-            return _REFERENCE.sub(self._reference, value)
+            return self.text(value)
         except Unset as unset:
             self.problems.append(Problem(path, str(unset)))
             return value
+
+    def text(self, written: str) -> str:
+        """Return *written* with its references filled. Raises `Unset`."""
+        return _REFERENCE.sub(self._reference, written)
 
     def variable(self, name: str) -> str | None:
         """Return the value of the variable *name*, or of the file that `NAME_FILE` names.
@@ -72,8 +76,24 @@ class Filler:
             if not _is_text(value):
                 raise Unset(f"the environment variable {name} is not UTF-8 text")
             return value
-        pointer = self._environ.get(name + "_FILE")
+        pointer = self.pointer(name)
         return _read_secret(pointer, f"the file that {name}_FILE names") if pointer else None
+
+    def pointer(self, name: str) -> str | None:
+        """Return the file that stands in for the variable *name*, if one does."""
+        return None if self._environ.get(name) else self._environ.get(name + "_FILE") or None
+
+    def files(self, written: object) -> tuple[str, ...]:
+        """Return the files that the value *written* comes from."""
+        if not isinstance(written, str):
+            return ()
+        names = [match[1] for match in _REFERENCE.finditer(written) if match[1]]
+        found = [name[5:] if name.startswith("file:") else self._behind(name) for name in names]
+        return tuple(file for file in found if file)
+
+    def _behind(self, reference: str) -> str | None:
+        parsed = _VARIABLE.fullmatch(reference)
+        return self.pointer(parsed[1]) if parsed else None
 
     def _reference(self, match: re.Match[str]) -> str:
         if match[0] == "$$":

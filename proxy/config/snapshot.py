@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from proxy.config.live import Live
 from proxy.keys import KeyRing
-from proxy.routes import RouteTable, Timeouts, Upstream
+from proxy.routes import RouteTable, Timeouts, Unrouted, Upstream
 from proxy.surfaces import Surface
 
 
@@ -25,7 +26,8 @@ class Settings:
 class Snapshot:
     """One reading of *file*.
 
-    *origins* says for `explain` where each timeout of a route was set, by the route's name.
+    *unrouted* says which upstream serves a path that carries no model; *origins* says for `explain`
+    where each timeout of a route was set, by the route's name; *live* are the secrets that change.
     """
 
     file: str
@@ -36,7 +38,9 @@ class Snapshot:
     upstreams: Mapping[str, Upstream]
     routes: RouteTable
     keys: KeyRing
+    unrouted: Unrouted
     origins: Mapping[str, Mapping[str, str]]
+    live: tuple[Live, ...] = ()
 
 
 TIMEOUT_NAMES = tuple(Timeouts.__dataclass_fields__)

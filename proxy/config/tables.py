@@ -46,7 +46,9 @@ class SurfaceTable(Table):
     listen: Texts = ["127.0.0.1:8080"]
     base_paths: list[str] | None = None
     auth: Literal["none", "keys", "passthrough"] | None = None
-    accept: list[Literal["authorization", "x-api-key", "api-key", "apikey"]] | None = None
+    accept: (
+        list[Literal["authorization", "x-api-key", "api-key", "apikey", "x-goog-api-key"]] | None
+    ) = None
     routes: list[str] | None = None
     models: Literal["list", "hidden"] = "list"
     endpoints: Literal["all"] | list[str] = "all"
@@ -70,28 +72,44 @@ class DefaultsTable(Table):
 
 
 class CredentialTable(Table):
-    """A credential that is not a Bearer token."""
+    """A credential: a *secret*, or a *command* that prints one; not a Bearer token where *header*
+    says where it goes.
+    """
 
-    header: str
-    secret: str
+    header: str | None = None
+    secret: str | None = None
+    command: list[str] | None = None
+    refresh: Duration = 3000.0
 
 
 def _credential(value: Any) -> Any:
     if isinstance(value, list):
         raise ValueError("several credentials are not supported yet; give one")  # noqa: TRY004 - what pydantic reports
-    return {"header": "", "secret": value} if isinstance(value, str) else value
+    return {"secret": value} if isinstance(value, str) else value
+
+
+Form = Literal["bearer", "x-api-key", "api-key", "apikey", "x-goog-api-key"]
 
 
 class UpstreamTable(Table):
     """`[upstreams.NAME]`, and the upstream half of a route with a `base_url` of its own."""
 
+    preset: str | None = None
     base_url: str | None = None
+    vars: dict[str, str] = {}
+    env: Texts | None = None
+    optional: bool | None = None
     credential: Annotated[CredentialTable | None, BeforeValidator(_credential)] = None
+    form: Form | None = None
+    forms: dict[str, Form] = {}
+    defaults: dict[str, dict[str, str]] = {}
     headers: dict[str, str] = {}
     paths: dict[str, str] = {}
+    speaks: Literal["all"] | list[str] | None = None
     proxy: str | None = None
     ca: str | None = None
     terminal: Literal["auto", "done", "none"] | None = None
+    billed: bool | None = None
     passthrough: bool = False
     timeout: TimeoutTable = TimeoutTable()
 
@@ -150,6 +168,7 @@ class File(Table):
     surface: list[SurfaceTable] = []
     upstreams: dict[str, UpstreamTable] = {}
     routes: Annotated[dict[str, RouteTable], BeforeValidator(_routes)] = {}
+    unrouted: dict[str, str] = {}
     keys: Annotated[dict[str, KeyTable], BeforeValidator(_keys)] = {}
     log: LogTable = LogTable()
 
@@ -157,14 +176,14 @@ class File(Table):
 _SURFACE_LATER = {"docs", "echo_model", "errors", "cors", "trusted_proxies", "tls"}
 
 LATER: dict[type[Table], set[str]] = {
-    File: {"hooks", "unrouted", "store", "test", "prices", "metrics", "otel"},
+    File: {"hooks", "store", "test", "prices", "metrics", "otel"},
     ServerTable: {"workers", "control", "lame_duck"} | _SURFACE_LATER,
     SurfaceTable: _SURFACE_LATER,
     DefaultsTable: {"retry"},
-    UpstreamTable: {"vars", "billed", "forward", "retry", "keepalive"},
+    UpstreamTable: {"forward", "retry", "keepalive"},
     RouteTable: {
-        "targets", "fallback", "policy", "header", "to", "missing", "unknown", "retry", "billed",
-        "peek", "on_context_length", "keepalive", "vars", "forward",
+        "targets", "fallback", "policy", "header", "to", "missing", "unknown", "retry", "peek",
+        "on_context_length", "keepalive", "forward",
     },
     KeyTable: {"limits"},
 }  # fmt: skip

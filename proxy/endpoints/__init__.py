@@ -1,21 +1,60 @@
 """What answers at which path of a surface: the table that `frame` asks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from proxy.dialects import REALTIME
+from proxy.dialects import find as find_dialect
 from proxy.frame import Endpoint, Find
+from proxy.routes import Unrouted, Upstream
 from proxy.surfaces import Located, Surface
 
 
-def table(surface: Surface, llm: Endpoint, models: Endpoint, fixed: Mapping[str, Endpoint]) -> Find:
-    """Return the look-up of *surface*: *fixed* paths first, then what lies below its base paths."""
+def table(
+    surface: Surface,
+    unrouted: Unrouted,
+    *,
+    llm: Endpoint,
+    realtime: Endpoint,
+    models: Endpoint,
+    kept: Callable[[Upstream], Endpoint],
+    probe: Endpoint,
+    fixed: Mapping[str, Endpoint],
+) -> Find:
+    """Return the look-up of *surface*: *fixed* paths first, then what stands below its base paths.
 
-    def find(path: str) -> tuple[Endpoint, Located | None] | None:
+    *kept* makes the endpoint of what is kept at an upstream; *probe* answers a HEAD at the base paths
+    themselves, which is how clients look whether anybody is there.
+    """
+    at_upstreams = {name: kept(upstream) for name, upstream in unrouted.names().items()}
+    bases = {base + slash for base in ("", *surface.base_paths) for slash in ("", "/")}
+
+    def find(method: str, path: str) -> tuple[Endpoint, Located | None] | None:
         endpoint = fixed.get(path)
         if endpoint is not None:
             return endpoint, None
+        if method == "HEAD" and path in bases:
+            return probe, None
         located = surface.locate(path)
-        if located is None:
+        return _below(method, located) if located is not None and located.suffix else None
+
+    def _below(method: str, located: Located) -> tuple[Endpoint, Located] | None:
+        dialect, suffix = located.dialect, located.suffix
+        carries = realtime if dialect is REALTIME else llm
+        if dialect is not None and method in carries.methods:
+            return carries, located
+        listing = suffix == "models" or suffix.startswith("models/")
+        if listing and surface.models == "hidden":
             return None
-        return (models if located.dialect is None else llm), located
+        if listing and method in models.methods:
+            return models, replace(located, dialect=None)
+        upstream = unrouted.match(located.base, suffix) if surface.serves(suffix) else None
+        if upstream is not None:
+            return at_upstreams[upstream.name], replace(located, dialect=None)
+        if dialect is not None:
+            return carries, located  # which says what it takes
+        if find_dialect(suffix) is not None:
+            return None  # one that this surface leaves out
+        return (models, located) if listing else None
 
     return find

@@ -14,3 +14,12 @@ def endpoint(forward: Forward, surface: Surface) -> Endpoint:
         return await forward.handle(exchange, surface, request)
 
     return Endpoint(("POST",), handle)
+
+
+def realtime(forward: Forward, surface: Surface) -> Endpoint:
+    """Return what answers a WebSocket."""
+
+    async def handle(exchange: Exchange, request: Request) -> bool:
+        return await forward.converse(exchange, surface, request)
+
+    return Endpoint(("GET",), handle, upgrades=True)

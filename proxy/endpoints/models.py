@@ -1,7 +1,8 @@
-"""`GET /v1/models` and `/v1/models/{id}`: what this caller may ask for. Calls nobody.
+"""`GET /v1/models` and `/v1/models/{id}`: what this caller may ask for. Calls nobody, but for
+`?upstream=NAME`, which asks that vendor for its own list.
 
 One list serves both families of SDK: every entry carries the fields of OpenAI's and of
-Anthropic's, which do not contradict each other.
+Anthropic's, which do not contradict each other. Gemini's has a path of its own.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 import orjson
 
 from proxy.config import Snapshot
+from proxy.dialects import shape_of
 from proxy.edge import Request, respond
 from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
 from proxy.exchange import Exchange
@@ -25,23 +27,39 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
 
     async def handle(exchange: Exchange, request: Request) -> bool:
         exchange.key = forward.identify(exchange, surface)
+        vendor = _vendor(exchange.query)
+        if vendor is not None and exchange.method == "GET":
+            name, exchange.query = vendor
+            return await forward.carry(exchange, surface, request, snapshot.upstreams.get(name))
+        native = shape_of(exchange.path) == "gemini"
         if exchange.suffix == "models":
-            return respond(exchange, request, orjson.dumps(_list(exchange.key)))
+            listed = _native_list(exchange.key) if native else _list(exchange.key)
+            return respond(exchange, request, orjson.dumps(listed))
         model = unquote(exchange.suffix.removeprefix("models/"))
         exchange.model = printable(model)
         route = snapshot.routes.match(model) if _visible(model, exchange.key) else None
         if route is None:
             message = f'There is no model "{printable(model)}".'
             raise ProxyError(MODEL_NOT_FOUND, message, param="model")
-        return respond(exchange, request, orjson.dumps(_entry(model, route)))
+        entry = _native_entry(model) if native else _entry(model, route)
+        return respond(exchange, request, orjson.dumps(entry))
 
-    def _list(key: Key | None) -> dict[str, Any]:
+    def _names(key: Key | None) -> list[tuple[str, Route]]:
         # A name may stand in a pattern's list and be a route of its own: what it leads to counts.
         names = dict.fromkeys(
             name for route in snapshot.routes.routes for name in snapshot.routes.names(route)
         )
         routes = ((name, snapshot.routes.match(name)) for name in names if _visible(name, key))
-        entries = [_entry(name, route) for name, route in routes if route is not None]
+        return [(name, route) for name, route in routes if route is not None]
+
+    def _native_list(key: Key | None) -> dict[str, Any]:
+        return {"models": [_native_entry(name) for name, _ in _names(key)]}
+
+    def _native_entry(model: str) -> dict[str, Any]:
+        return {"name": f"models/{model}", "displayName": model}
+
+    def _list(key: Key | None) -> dict[str, Any]:
+        entries = [_entry(name, route) for name, route in _names(key)]
         return {
             "object": "list",
             "data": entries,
@@ -66,3 +84,13 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
         }
 
     return Endpoint(("GET", "HEAD"), handle)
+
+
+def _vendor(query: str) -> tuple[str, str] | None:
+    """Return the upstream that *query* names, if it names one, and the rest of the query."""
+    parts = query.split("&")
+    for index, part in enumerate(parts):
+        if part.startswith("upstream="):
+            name = unquote(part.removeprefix("upstream="))
+            return name, "&".join(parts[:index] + parts[index + 1 :])
+    return None

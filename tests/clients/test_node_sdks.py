@@ -20,7 +20,7 @@ MISSING = (
     "node is not installed"
     if NODE is None
     else "the Node SDKs are not installed: npm ci --prefix tests/clients/node"
-    if not (SCRIPTS / "node_modules/openai").is_dir()
+    if not (SCRIPTS / "node_modules/ai").is_dir()
     else ""
 )
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -2,6 +2,17 @@
 
 export const HELLO = [{ role: "user", content: "one two three" }];
 
+export const ASKED = [{ role: "user", content: "How is the weather in Oslo?" }];
+export const TOOL = "weather";
+export const SCHEMA = {
+  type: "object",
+  properties: { city: { type: "string" } },
+  required: ["city"],
+};
+export const AUDIO = Buffer.concat([Buffer.from("RIFF\r\n--\0\xff", "latin1"), Buffer.alloc(80000, 7)]);
+export const IMAGE = Buffer.concat([Buffer.from("\x89PNG\r\n\x1a\n", "latin1"), Buffer.alloc(500)]);
+export const LINES = Buffer.from('{"custom_id":"1"}\n'.repeat(2000));
+
 /** Take all events of a stream; an error that ends it is thrown with what `came` before. */
 export async function drain(stream, pick = (event) => event) {
   const came = [];

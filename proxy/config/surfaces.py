@@ -1,0 +1,95 @@
+"""From `[[surface]]`, or the surface half of `[server]`, to where we listen and what is there."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from proxy import dialects
+from proxy.config.draft import Draft
+from proxy.config.problems import Path, suggest
+from proxy.config.tables import SurfaceTable
+from proxy.surfaces import ACCEPT, Address, Surface, host_name, is_unsafe
+
+_ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
+
+
+def surfaces_of(draft: Draft, unrouted: Iterable[str]) -> tuple[Surface, ...]:
+    """Return every surface of *draft*; *unrouted* are paths that are endpoints there too."""
+    tables: list[tuple[SurfaceTable, Path]] = [
+        (table, ("surface", index)) for index, table in enumerate(draft.file.surface)
+    ]
+    server = draft.file.server
+    if not tables:
+        tables = [(server, ("server",))]
+    else:
+        for field in sorted(set(SurfaceTable.model_fields) & server.model_fields_set):
+            draft.problem(("server", field), "belongs to a [[surface]], since there is one")
+    known = {**dialects.ENDPOINTS, "gemini": None, **dict.fromkeys(unrouted)}
+    known.pop("*", None)
+    surfaces = [_surface(draft, table, path, known) for table, path in tables]
+    for what, values in (
+        ("name", [surface.name for surface in surfaces]),
+        ("listen", [str(address) for surface in surfaces for address in surface.listen]),
+    ):
+        for value in sorted({value for value in values if values.count(value) > 1}):
+            draft.problem(("surface",), f'two have the {what} "{value}"')
+    return tuple(surfaces)
+
+
+def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, object]) -> Surface:
+    keyed = bool(draft.file.keys)
+    listen = tuple(_addresses(draft, table.listen, (*path, "listen")))
+    auth = table.auth or ("keys" if keyed else "none")
+    exposed = not all(address.loopback for address in listen)
+    if auth == "none" and exposed and not table.open:
+        draft.problem(
+            path,
+            "whoever reaches this address could spend your money: add [keys], listen on "
+            "127.0.0.1, or say `open = true`",
+        )
+    for field in ("listen", "base_paths", "accept", "endpoints"):
+        if getattr(table, field) == []:
+            draft.problem((*path, field), "must not be empty")
+    if auth == "keys" and not keyed:
+        draft.problem((*path, "auth"), "is `keys`, and there are no [keys]")
+    bases = table.base_paths
+    for index, base in enumerate(bases or ()):
+        if base and (not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", base) or is_unsafe(base)):
+            draft.problem((*path, "base_paths", index), 'must be such as "/v1", or ""')
+    endpoints: frozenset[str] | None = None
+    if table.endpoints != "all":
+        endpoints = frozenset(table.endpoints)
+        for index, endpoint in enumerate(table.endpoints):
+            if endpoint not in known:
+                hint = suggest(endpoint, known)
+                draft.problem((*path, "endpoints", index), f"is not a known endpoint{hint}")
+    for index, host in enumerate(table.hosts):
+        if host_name(host) is None or host_name(host) != host.lower().strip("[]"):
+            draft.problem((*path, "hosts", index), "must be a host name, without port")
+    routes = None
+    if table.routes is not None:
+        routes = draft.patterns(table.routes, (*path, "routes"))
+    accept = ACCEPT if table.accept is None else tuple(name.encode() for name in table.accept)
+    return Surface(
+        name=table.name,
+        listen=listen,
+        base_paths=tuple(sorted(bases, key=len, reverse=True)) if bases else DEFAULT_BASE_PATHS,
+        auth=auth,
+        accept=accept,
+        routes=routes,
+        models=table.models,
+        endpoints=endpoints,
+        hosts=frozenset(host.lower().strip("[]") for host in table.hosts),
+    )
+
+
+def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Address]:
+    for text in texts:
+        if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
+            yield Address(path=text.removeprefix("unix:"))
+            continue
+        match = _ADDRESS.fullmatch(text)
+        if match is not None and int(match[3]) <= 65535:
+            yield Address(match[1] or match[2], int(match[3]))
+            continue
+        draft.problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')

@@ -1,0 +1,61 @@
+"""Find the model in a request's target, and put another in its place: where no body carries it.
+
+Gemini's own paths name it (`models/gemini-2.5-pro:generateContent`), a WebSocket's query does
+(`?model=gpt-realtime`). All else of the target stays as it is written.
+"""
+
+from urllib.parse import quote, unquote_to_bytes
+
+from proxy.body import BodyError
+from proxy.dialects import native
+
+_SAFE = "/@:"
+
+
+def model_in_path(path: str) -> str:
+    """Return the model that a Gemini-native *path* names. Raises `BodyError`."""
+    return _decoded(native(path)[0])
+
+
+def streams(path: str) -> bool:
+    """Return whether the verb of a Gemini-native *path* asks for a stream."""
+    return native(path)[1].startswith("stream")
+
+
+def path_for(path: str, model: str) -> str:
+    """Return a Gemini-native *path* with *model* in the place of the one it names.
+
+    Raises `BodyError` where *model* would lead out of it.
+    """
+    spliced = f"models/{quote(model, safe=_SAFE, errors='surrogateescape')}:{native(path)[1]}"
+    if not {".", ".."}.isdisjoint(spliced.split("/")):
+        raise BodyError("`model` must not have dot segments", "model")
+    return spliced
+
+
+def model_in_query(query: str) -> str | None:
+    """Return the model that *query* names, if it names one. Raises `BodyError` for two of them."""
+    found = [part for part in query.split("&") if _names_model(part)]
+    if len(found) > 1:
+        raise BodyError("the query has two `model` parameters", "model")
+    return _decoded(found[0].partition("=")[2].replace("+", " ")) if found else None
+
+
+def query_for(query: str, model: str) -> str:
+    """Return *query* with *model* in the place of the one it names, at its end if it names none."""
+    ours = f"model={quote(model, safe=_SAFE, errors='surrogateescape')}"
+    parts = query.split("&") if query else []
+    if not any(_names_model(part) for part in parts):
+        return "&".join([*parts, ours])
+    return "&".join(ours if _names_model(part) else part for part in parts)
+
+
+def _names_model(part: str) -> bool:
+    return unquote_to_bytes(part.partition("=")[0]) == b"model"
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BodyError("`model` must be UTF-8 text", "model") from None
