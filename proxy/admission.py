@@ -11,7 +11,7 @@ class Gate:
     """The process-wide bound. What was let in must be let out again, exactly once.
 
     *inflight* and *held* are the present numbers; *empty* is set while nothing is in flight;
-    *draining* closes the gate for good.
+    *leaving* says to balancers that they should look elsewhere, *draining* closes the gate for good.
     """
 
     def __init__(self, max_inflight: int, max_held: int) -> None:
@@ -19,6 +19,7 @@ class Gate:
         self.max_held = max_held
         self.inflight = 0
         self.held = 0
+        self.leaving = False
         self.draining = False
         self.empty = asyncio.Event()
         self.empty.set()

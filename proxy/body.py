@@ -14,6 +14,8 @@ from itertools import islice
 import msgspec
 import orjson
 
+from proxy.errors import INVALID_JSON, INVALID_MODEL, ProxyError
+
 
 class BodyError(ValueError):
     """The body cannot be routed; *field* names the part at fault, or is empty for the whole."""
@@ -22,6 +24,12 @@ class BodyError(ValueError):
         super().__init__(message)
         self.message = message
         self.field = field
+
+    def told(self) -> ProxyError:
+        """Return it as the caller is told."""
+        kind = INVALID_MODEL if self.field else INVALID_JSON
+        message = self.message[0].upper() + self.message[1:] + "."
+        return ProxyError(kind, message, param=self.field or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from proxy.errors import (
     UPSTREAM_DISCONNECTED,
     UPSTREAM_PROTOCOL,
     UPSTREAM_TIMEOUT,
+    Fault,
     Kind,
     ProxyError,
     UpstreamFailure,
@@ -36,6 +37,8 @@ from proxy.headers import Pair, find
 from proxy.routes import Timeouts
 
 STALE_SECONDS = 0.5
+UNTAKEN_BYTES = 256 * 1024
+"""How much of a body may have arrived before somebody takes it."""
 HEAD_BYTES = 256 * 1024
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
@@ -85,8 +88,10 @@ class Connection(asyncio.Protocol):
         "_clock",
         "_complete",
         "_drained",
+        "_enough",
         "_failure",
         "_fin",
+        "_full",
         "_head_bytes",
         "_in_head",
         "_interim",
@@ -94,6 +99,7 @@ class Connection(asyncio.Protocol):
         "_kept",
         "_loop",
         "_parser",
+        "_paused",
         "_pieces",
         "_pump",
         "_raw",
@@ -104,6 +110,7 @@ class Connection(asyncio.Protocol):
         "_surplus",
         "_timeouts",
         "_timer",
+        "_untaken",
         "_until_close",
         "_upgrade",
         "_uploading",
@@ -150,9 +157,13 @@ class Connection(asyncio.Protocol):
         self._surplus = False
         self._head_bytes = 0
         self._pieces: list[bytes] = []
+        self._untaken = 0
+        self._full = False  # nothing is read, because nobody takes it
+        self._paused = False  # nothing is read, because who takes it has enough
         self._failure: ProxyError | None = None
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._enough: Callable[[bytes], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
         self._sent = False  # all of an upload has gone out
@@ -167,11 +178,13 @@ class Connection(asyncio.Protocol):
         pieces: Sequence[bytes | memoryview],
         timeouts: Timeouts,
         attempt: Attempt,
+        patience: float | None = None,
         upload: Upload | None = None,
         *,
         upgrade: bool = False,
     ) -> None:
-        """Send a request, given as *pieces*, and wait for the head of its answer.
+        """Send a request, given as *pieces*, and wait for the head of its answer: for *patience*
+        seconds from when all was sent.
 
         An *upload* follows the pieces as it comes, and may go on when the answer has begun. With
         *upgrade* the answer may be a 101, after which the connection is a tunnel. Raises
@@ -189,9 +202,9 @@ class Connection(asyncio.Protocol):
         attempt.phase = "sent"
         self.transport.writelines(pieces)
         if upload is not None:
-            self._pump = self._loop.create_task(self._send(upload))
+            self._pump = self._loop.create_task(self._send(upload, patience))
         else:
-            self._await_first_byte()
+            self._await_first_byte(patience)
         try:
             await self._waiter
         except (ProxyError, asyncio.CancelledError):
@@ -211,11 +224,11 @@ class Connection(asyncio.Protocol):
         """Return whether part of the request has not gone out."""
         return self._uploading or (self._pump is not None and not self._sent)
 
-    def _await_first_byte(self) -> None:
-        if self._timeouts.first_byte is not None and self._waiter is not None:
-            self._timer = self._loop.call_later(self._timeouts.first_byte, self._late)
+    def _await_first_byte(self, patience: float | None) -> None:
+        if patience is not None and self._waiter is not None:
+            self._timer = self._loop.call_later(patience, self._late)
 
-    async def _send(self, upload: Upload) -> None:
+    async def _send(self, upload: Upload, patience: float | None) -> None:
         """Send the body of a request as it comes, and no faster than it is taken."""
         try:
             while piece := await upload.read():
@@ -236,20 +249,44 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self._sent = True
-            self._await_first_byte()
+            self._await_first_byte(patience)
+
+    async def peek(self, enough: Callable[[bytes], bool], limit: int, seconds: float) -> bytes:
+        """Return how the body of the answer begins, without taking it away: when *enough* says so of
+        it, when it is complete, or broken, or *limit* bytes long, or after *seconds*.
+        """
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._seen)
+        self._enough = lambda body: len(body) >= limit or enough(body)
+        try:
+            self._deliver()
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = self._enough = None
+        return b"".join(self._pieces)
+
+    def _seen(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def attach(self, sink: Sink) -> None:
         """Hand the body to *sink*: at once what has arrived already, then the rest as it comes."""
         self._sink = sink
+        if self._full and not self._paused:
+            self.resume()
+        self._full = False
         self._deliver()
 
     def pause(self) -> None:
         """Take nothing more from the upstream for now."""
+        self._paused = True
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Go on taking from the upstream."""
+        self._paused = False
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -411,14 +448,23 @@ class Connection(asyncio.Protocol):
             self._frame(status)
 
     def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._pieces.append(body)
+        if self._complete:
+            return
+        self._pieces.append(body)
+        if self._sink is None:
+            self._untaken += len(body)
+            if self._untaken > UNTAKEN_BYTES and not self._full:
+                self._full = True
+                if not self.transport.is_closing():
+                    self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
         elif self._failure is None and not self._raw:
             self._complete = True
+            if self._full and not self._paused:
+                self.resume()  # else it would go into the pool, and never be heard again
             self._kept = bool(self._parser.should_keep_alive())  # true of this answer only now
 
     # Inside
@@ -444,6 +490,10 @@ class Connection(asyncio.Protocol):
             if waiter is None or waiter.done():
                 return
             failure = self._failure
+            if self._enough is not None:
+                if self._complete or failure is not None or self._enough(b"".join(self._pieces)):
+                    waiter.set_result(None)
+                return
             if failure is not None and (isinstance(failure, UpstreamFailure) or not self.status):
                 waiter.set_exception(failure)
             elif self.status:
@@ -465,7 +515,7 @@ class Connection(asyncio.Protocol):
             return
         self._surplus = True
         message = f"The upstream {what}"
-        waiting = self._waiter is not None and not self._waiter.done()
+        waiting = self._waiter is not None and not self._waiter.done() and self._enough is None
         if self.status and (not waiting or kind is UPSTREAM_DISCONNECTED):
             self._failure = ProxyError(
                 STREAM_DISCONNECTED, f"{message} before its answer was complete."
@@ -473,7 +523,7 @@ class Connection(asyncio.Protocol):
         elif kind is UPSTREAM_DISCONNECTED:
             self._failure = self._dead("unsent" if self._unsent else "sent")
         else:
-            self._failure = UpstreamFailure(kind, f"{message}.", billed=True)
+            self._failure = UpstreamFailure(kind, f"{message}.", Fault.MALFORMED)
         if not self.transport.is_closing():
             self.transport.abort()
 
@@ -483,26 +533,26 @@ class Connection(asyncio.Protocol):
         A server that closes an idle connection just as we write to it has not read the request:
         that is taken to be so within half a second on a used connection, and never on a fresh one.
         """
-        unsent = phase == "unsent"
         raced = self.used > 1 and self._clock() - self._sent_at <= STALE_SECONDS
-        quiet = self._head_bytes == 0
-        return UpstreamFailure(
-            UPSTREAM_DISCONNECTED,
-            "The upstream closed the connection before it answered.",
-            again=quiet and (unsent or raced),
-            billed=not unsent,
-        )
+        fault = Fault.AMBIGUOUS
+        if self._head_bytes == 0 and phase == "unsent":
+            fault = Fault.DEAD
+        elif self._head_bytes == 0 and raced:
+            fault = Fault.STALE
+        message = "The upstream closed the connection before it answered."
+        return UpstreamFailure(UPSTREAM_DISCONNECTED, message, fault)
 
     def _late(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             message = "The upstream did not begin to answer in time."
-            self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message, billed=True))
+            self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message, Fault.LATE))
 
     def _not_taken(self) -> None:
         """Say that the upstream has not taken a byte of what was sent to it for too long."""
         message = "The upstream stopped taking the request."
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message))
+            failure = UpstreamFailure(UPSTREAM_TIMEOUT, message, Fault.NOWHERE)
+            self._waiter.set_exception(failure)
         elif self._raw and self._failure is None:
             self._failure = ProxyError(STREAM_TIMEOUT, "The upstream takes no more.")
             self._deliver()

@@ -6,7 +6,8 @@ The one way to its text is `reveal`, which is called where bytes go onto the wir
 
 import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 _PRESENTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -32,6 +33,10 @@ class Secret:
 
     def refused(self) -> None:
         """Take note that the upstream would not have it."""
+
+    def identity(self) -> object:
+        """Return what tells this secret from another one, without saying it."""
+        return self.source, hash(self._text)
 
     def mask(self) -> str:
         """Return enough to tell two secrets apart, too little to use one."""
@@ -59,13 +64,15 @@ class Secret:
 class LiveSecret(Secret):
     """A secret that changes while we run: its text is the last good one, empty before the first.
 
-    *stale* is set to have it read anew before its time.
+    *stale* is set to have it read anew before its time. It is *known_as* what it is read from,
+    where its source does not say all of that.
     """
 
-    __slots__ = ("stale",)
+    __slots__ = ("_known_as", "stale")
 
-    def __init__(self, text: str, source: str) -> None:
+    def __init__(self, text: str, source: str, known_as: object = None) -> None:
         super().__init__(text, source)
+        self._known_as = known_as or source
         self.stale = threading.Event()
 
     def replace(self, text: str) -> None:
@@ -74,6 +81,9 @@ class LiveSecret(Secret):
 
     def refused(self) -> None:
         self.stale.set()
+
+    def identity(self) -> object:
+        return self._known_as
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -86,34 +96,37 @@ def is_presentable(text: str) -> bool:
     return _PRESENTABLE.fullmatch(text) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """A *secret* and the form in which an upstream wants it: *header*, and a *prefix* before it."""
+Form = tuple[str, str]
+"""How a credential is presented: in which header, and with what before it."""
 
-    header: str
-    prefix: str
-    secret: Secret
-
-    def line(self) -> tuple[bytes, bytes]:
-        """Return the header to send, name and value."""
-        return self.header.encode("ascii"), (self.prefix + self.secret.reveal()).encode("latin-1")
-
-    def masked(self) -> str:
-        """Return the header as `explain` shows it."""
-        return f"{self.header}: {self.prefix}{self.secret.mask()}"
-
-
-FORMS: dict[str, tuple[str, str]] = {
+FORMS: dict[str, Form] = {
     "bearer": ("Authorization", "Bearer "),
     "x-api-key": ("x-api-key", ""),
     "api-key": ("api-key", ""),
     "apikey": ("apikey", ""),
     "x-goog-api-key": ("x-goog-api-key", ""),
 }
-"""The presentations vendors use, by the name a preset calls them: header and prefix."""
+"""The presentations vendors use, by the name a preset calls them."""
 
 
-def present(form: str, secret: Secret) -> Credential:
-    """Make the credential that presents *secret* in *form*, a name out of `FORMS`."""
-    header, prefix = FORMS[form]
-    return Credential(header, prefix, secret)
+@dataclass(frozen=True, slots=True, eq=False)
+class Credential:
+    """A *secret* and the *form* in which an upstream wants it; *forms*, where a dialect differs."""
+
+    secret: Secret
+    form: Form = FORMS["bearer"]
+    forms: Mapping[str, Form] = field(default_factory=dict)
+
+    def line(self, dialect: str) -> tuple[bytes, bytes]:
+        """Return the header to send to an endpoint of *dialect*, name and value."""
+        header, prefix = self.forms.get(dialect, self.form)
+        return header.encode("ascii"), (prefix + self.secret.reveal()).encode("latin-1")
+
+    def masked(self, dialect: str) -> str:
+        """Return the header as `explain` shows it."""
+        header, prefix = self.forms.get(dialect, self.form)
+        return f"{header}: {prefix}{self.secret.mask()}"
+
+    def headers(self) -> set[str]:
+        """Return the names, in lower case, of every header that it may go into."""
+        return {header.lower() for header, _ in (self.form, *self.forms.values())}

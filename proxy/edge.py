@@ -6,6 +6,7 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from aiohttp import web
@@ -41,6 +42,14 @@ PAUSED_SECONDS = 0.5
 """How often a client that is held back is looked at, to see whether it has left."""
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
+
+
+class BrokenBody(RequestPayloadError, TimeoutError):
+    """The rest of a body is not HTTP.
+
+    It is a `TimeoutError` too for aiohttp, which passes over the body of a request that is answered
+    already, and logs anything else.
+    """
 
 
 class Sent:
@@ -206,12 +215,12 @@ class Request:
         try:
             async with asyncio.timeout(BODY_IDLE_SECONDS):
                 return await self._payload.readany()
-        except TimeoutError:
-            message = "The request's body did not arrive in time."
-            raise ProxyError(REQUEST_TIMEOUT, message) from None
         except RequestPayloadError:
             self._payload.feed_eof()  # nothing is left for aiohttp to pass over
             raise ProxyError(BAD_REQUEST, "The request's body is not valid HTTP.") from None
+        except TimeoutError:
+            message = "The request's body did not arrive in time."
+            raise ProxyError(REQUEST_TIMEOUT, message) from None
         except ConnectionError:
             raise asyncio.CancelledError from None  # which is on its way: the client is gone
 
@@ -232,7 +241,9 @@ class Request:
 class Answering(Protocol):
     """What a connection's requests are answered by."""
 
-    gate: Gate
+    @property
+    def leaving(self) -> bool:
+        """Return whether no connection may be used for another request."""
 
     async def handle(self, request: Request) -> Sent:
         """Answer one request, whatever it is."""
@@ -286,7 +297,7 @@ class Handler(RequestHandler):
     @property
     def reusable(self) -> bool:
         """Return whether another request may follow on this connection."""
-        return not self._deaf and not self._answering.gate.draining
+        return not self._deaf and not self._answering.leaving
 
     def data_received(self, data: bytes) -> None:
         """Take *data* for what it is at this point: a body's, a head's, or too early.
@@ -321,10 +332,7 @@ class Handler(RequestHandler):
         if len(self._messages) > known:
             message, self._incoming = self._messages[-1]
             if isinstance(message, _ErrInfo) and not incoming.is_eof():
-                # Else it would be waited for: by our `read`, or by aiohttp, which passes over the
-                # body of a request that is answered already, and logs any other exception.
-                reading = self._current_request is not None
-                incoming.set_exception(RequestPayloadError() if reading else TimeoutError())
+                incoming.set_exception(BrokenBody())  # else it would be waited for
         if incoming.is_eof():
             self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
             if self._surplus and self._current_request is None and not self._messages:
@@ -514,15 +522,20 @@ class Server(web.Server):
 
 
 def respond(
-    exchange: Exchange, request: Request, body: bytes, content_type: str = "application/json"
+    exchange: Exchange,
+    request: Request,
+    body: bytes,
+    content_type: str = "application/json",
+    status: HTTPStatus = HTTPStatus.OK,
 ) -> bool:
-    """Write an answer of our own, 200; return whether the connection may be used again."""
+    """Write an answer of our own; return whether the connection may be used again."""
     keep_alive = request.keep_alive and not request.waiting
-    exchange.status = 200
+    exchange.status = status.value
     exchange.outcome = "ok"
     exchange.bytes_out = len(body)
     head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
         f"x-trunkline-id: {exchange.id}\r\nx-request-id: {exchange.id}\r\n"
         f"request-id: {exchange.id}\r\n"
     ).encode("ascii")

@@ -6,6 +6,7 @@ upstream's address, a class name or a stack: messages go to strangers.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from http import HTTPStatus
 from typing import Literal
 
@@ -78,6 +79,7 @@ SHUTDOWN = Kind(503, "server_error", "proxy_shutdown", "shutdown", close=True)
 
 # The upstream's, or its operator's.
 NOT_CONFIGURED = Kind(503, "upstream_error", "not_configured", "upstream_error")
+UPSTREAM_UNAVAILABLE = Kind(503, "upstream_error", "upstream_unavailable", "upstream_error")
 UPSTREAM_DNS = Kind(502, "upstream_error", "upstream_dns", "upstream_error")
 UPSTREAM_CONNECT = Kind(502, "upstream_error", "upstream_connect", "upstream_error")
 UPSTREAM_TLS = Kind(502, "upstream_error", "upstream_tls", "upstream_error")
@@ -91,6 +93,8 @@ STREAM_DISCONNECTED = Kind(502, "upstream_error", "upstream_disconnected", "upst
 STREAM_INCOMPLETE = Kind(502, "upstream_error", "upstream_incomplete", "upstream_cut")
 STREAM_IDLE = Kind(504, "timeout_error", "upstream_idle_timeout", "timeout")
 STREAM_TIMEOUT = Kind(504, "timeout_error", "upstream_timeout", "timeout")
+STREAM_ERROR = Kind(200, "upstream_error", "upstream_error_event", "upstream_error")
+"""Only ever in the log: the upstream said, inside a 200, that it has failed."""
 CLIENT_GONE = Kind(499, "client_closed", "client_gone", "client_gone")
 CLIENT_STALLED = Kind(499, "client_closed", "client_stalled", "timeout")
 
@@ -122,16 +126,34 @@ class ProxyError(Exception):
         self.close = close or kind.close
 
 
-class UpstreamFailure(ProxyError):
-    """An attempt that got no answer. *again* says that the upstream certainly or almost certainly
-    never executed it, because the connection was dead: it may be sent once more on a fresh one.
-    """
+class Fault(Enum):
+    """How an attempt came to no answer: what decides whether another one may be made, and where."""
 
-    def __init__(
-        self, kind: Kind, message: str, *, again: bool = False, billed: bool = False
-    ) -> None:
+    UNSENT = "unsent"
+    """Nothing was sent: refused, unreachable, a name server busy, a handshake broken off."""
+    NOWHERE = "nowhere"
+    """Nothing was sent, and nothing will be: no such host, or an upstream that takes no byte."""
+    CERTIFICATE = "certificate"
+    """Nothing was sent: who answers is not who is meant."""
+    DEAD = "dead"
+    """The connection died while part of the request was unsent."""
+    STALE = "stale"
+    """A used connection died just as the request went out, which was therefore hardly read."""
+    AMBIGUOUS = "ambiguous"
+    """The whole request was sent, and the connection died without an answer."""
+    LATE = "late"
+    """The whole request was sent, and no answer began in time."""
+    MALFORMED = "malformed"
+    """What came is no answer."""
+
+
+class UpstreamFailure(ProxyError):
+    """An attempt that got no answer, because of a *fault*."""
+
+    def __init__(self, kind: Kind, message: str, fault: Fault) -> None:
+        billed = fault in (Fault.AMBIGUOUS, Fault.LATE, Fault.STALE, Fault.MALFORMED)
         super().__init__(kind, message, retry=False if billed else None)
-        self.again = again
+        self.fault = fault
 
 
 _ANTHROPIC_BY_STATUS = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}

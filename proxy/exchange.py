@@ -34,7 +34,11 @@ class Ids:
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at one upstream. Times are loop time, in seconds."""
+    """One try at one upstream. Times are loop time, in seconds.
+
+    *abandoned*: an answer came, which this status stands for, and another upstream was asked all the
+    same. *broken*: its answer broke off, by the upstream's doing.
+    """
 
     upstream: str
     started: float
@@ -42,10 +46,14 @@ class Attempt:
     status: int | None = None
     error: str | None = None
     ended: float | None = None
+    abandoned: int | None = None
+    broken: bool = False
 
     @property
     def maybe_billed(self) -> bool:
         """Return whether the upstream may have executed it without the caller having its answer."""
+        if self.abandoned is not None:
+            return self.abandoned in (500, 502, 504, *range(520, 525))
         return self.error is not None and self.phase in ("sent", "streaming")
 
 

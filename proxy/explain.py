@@ -1,6 +1,5 @@
 """What would happen to a request, said before it is sent: from the same tables the hot path uses."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -10,7 +9,7 @@ from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect
 from proxy.outbound import address
-from proxy.routes import Route, Timeouts, Upstream
+from proxy.routes import Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
 from proxy.target import model_in_path, model_in_query, path_for, query_for
 
@@ -104,17 +103,8 @@ def _kept(
         lines.append(("upstream", f"404 endpoint_not_supported: {why}"))
         return False
     lines.append(("keys", "those without a `models` list"))
-    return _sent(
-        surface,
-        upstream,
-        dialect,
-        "any method",
-        located.suffix,
-        query,
-        upstream.timeouts,
-        {},
-        lines,
-    )
+    target = Target(upstream, timeouts=upstream.timeouts)
+    return _sent(surface, target, dialect, "any method", located.suffix, query, lines)
 
 
 def _routed(
@@ -135,33 +125,65 @@ def _routed(
         lines.append(("route", f"404 model_not_found: {why}{hint}"))
         return False
     lines += _route(snapshot, route, model)
-    upstream, sent = route.upstream, route.model_sent(model)
-    lines.append(("upstream model", sent))
-    if not upstream.speaks(dialect):
+    targets = [*route.targets()][: 1 if surface.auth == "passthrough" else None]
+    if not any(target.upstream.speaks(dialect) for target in targets):
+        upstream = targets[0].upstream
         spoken = ", ".join(upstream.spoken or ())
         lines.append(("upstream", f"404 endpoint_not_supported: {upstream.name} speaks {spoken}"))
         return False
-    method = "POST"
+    works = False
+    for group in route.groups:
+        if len(group.targets) > 1 and surface.auth != "passthrough":
+            stick = f", sticky by {group.sticky.decode()}" if group.sticky else ""
+            lines.append(("policy", f"{group.policy} among {len(group.targets)}{stick}"))
+        for target in group.targets:
+            if target not in targets:
+                continue
+            if len(targets) > 1:
+                lines.append(("place", f"{targets.index(target) + 1} of {len(targets)}"))
+            works = _placed(surface, route, target, model, dialect, suffix, query, lines) or works
+    return works
+
+
+def _placed(
+    surface: Surface,
+    route: Route,
+    target: Target,
+    model: str,
+    dialect: Dialect,
+    suffix: str,
+    query: str,
+    lines: Lines,
+) -> bool:
+    """Say what is sent to *target*, one of the places that *route* leads to."""
+    sent, method = route.model_sent(target, model), "POST"
+    lines.append(("upstream model", sent))
+    if not target.upstream.speaks(dialect):
+        lines.append(("skipped", f"{target.upstream.name} does not speak {dialect.name}"))
+        return False
     if dialect is GEMINI:
         suffix = path_for(suffix, sent)
     elif dialect is REALTIME:
         method, query = "WebSocket", query_for(query, sent)
-    origins = snapshot.origins[route.name]
-    return _sent(surface, upstream, dialect, method, suffix, query, route.timeouts, origins, lines)
+    if not _sent(surface, target, dialect, method, suffix, query, lines):
+        return False
+    retry = target.retry
+    deadline = "none" if retry.deadline is None else f"{retry.deadline:g} s"
+    lines.append(("retry", f"{retry.attempts} attempts within {deadline}"))
+    return True
 
 
 def _sent(
     surface: Surface,
-    upstream: Upstream,
+    target: Target,
     dialect: Dialect,
     method: str,
     suffix: str,
     query: str,
-    timeouts: Timeouts,
-    origins: Mapping[str, str],
     lines: Lines,
 ) -> bool:
-    """Say what is sent to *upstream*, and for how long it is waited for."""
+    """Say what is sent to *target*, and for how long it is waited for."""
+    upstream = target.upstream
     passthrough = surface.auth == "passthrough"
     if passthrough and not upstream.passthrough:
         why = f"{upstream.name} does not say `passthrough = true`"
@@ -174,9 +196,11 @@ def _sent(
         lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
     if passthrough:
         lines.append(("header", "the caller's own credential, as it came"))
-    elif to.credential is not None:
-        source = to.credential.secret.source
-        lines.append(("header", f"{to.credential.masked()}  (from {source})"))
+    else:
+        for index, credential in enumerate(upstream.credentials):
+            source = credential.secret.source
+            turn = f", {index + 1} of {len(upstream.credentials)}" if index else ""
+            lines.append(("header", f"{credential.masked(dialect.name)}  (from {source}{turn})"))
     for name, value in upstream.headers:
         shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
         lines.append(("header", f"{name.decode()}: {shown}  (set for {upstream.name})"))
@@ -184,9 +208,9 @@ def _sent(
         shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
         lines.append(("header", f"{name.decode()}: {shown}  (if the client sends none)"))
     for timeout in TIMEOUT_NAMES:
-        seconds = getattr(timeouts, timeout)
+        seconds = getattr(target.timeouts, timeout)
         limit = "none" if seconds is None else f"{seconds:g} s"
-        origin = f"  ({origins[timeout]})" if origins else ""
+        origin = f"  ({target.origins[timeout]})" if target.origins else ""
         lines.append(("timeout", f"{timeout} {limit}{origin}"))
     variable = upstream.lacks(passthrough=passthrough)
     if variable is not None:

@@ -6,20 +6,18 @@ the caller there, and whatever happened is written to the log there. `carry` is 
 what carries no model, and whose body is never held; `converse` for a WebSocket.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
 from proxy.admission import Gate
-from proxy.body import BodyError, Found, find_model, splice
+from proxy.body import BodyError, Found, find_model
 from proxy.config import Snapshot
-from proxy.connection import Connection, Upload
+from proxy.connection import Upload
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect, family, shape_of
 from proxy.errors import (
     ENDPOINT_NOT_SUPPORTED,
-    INVALID_JSON,
     INVALID_KEY,
     INVALID_MODEL,
     MODEL_NOT_ALLOWED,
@@ -27,37 +25,21 @@ from proxy.errors import (
     NOT_CONFIGURED,
     NOT_FOUND,
     UNSUPPORTED_ENCODING,
-    UPSTREAM_AUTH,
-    UPSTREAM_PROTOCOL,
-    UPSTREAM_TIMEOUT,
     ProxyError,
-    UpstreamFailure,
     printable,
 )
-from proxy.exchange import Attempt, Exchange
+from proxy.exchange import Exchange
 from proxy.form import boundary_of
 from proxy.form import find_model as find_in_form
 from proxy.headers import find
 from proxy.keys import Key
-from proxy.outbound import (
-    CHUNKED,
-    WEBSOCKET,
-    Addressed,
-    address,
-    head,
-    keys_in,
-    length,
-    tokens_of,
-    without_keys,
-)
+from proxy.opening import Asked, Opened, Opener
+from proxy.outbound import CHUNKED, keys_in, length, tokens_of, without_keys
 from proxy.relay import Downstream, Relay
-from proxy.routes import Route, Timeouts, Upstream
+from proxy.routes import Group, Route, Target, Upstream
 from proxy.surfaces import Surface
-from proxy.target import model_in_path, model_in_query, path_for, query_for, streams
-from proxy.transport import Transport
+from proxy.target import model_in_path, model_in_query, streams
 from proxy.tunnel import Caller, Tunnel
-
-Pieces = Sequence[bytes | memoryview]
 
 
 class Inbound(Downstream, Caller, Protocol):
@@ -87,15 +69,17 @@ class Forward:
     def __init__(
         self,
         snapshot: Snapshot,
-        transport: Transport,
+        opener: Opener,
         gate: Gate,
+        relays: "set[Relay | Tunnel]",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._snapshot = snapshot
-        self._transport = transport
+        self._opener = opener
         self._gate = gate
+        self._relays = relays
         self._clock = clock
-        self._relays: set[Relay | Tunnel] = set()
+        self._whole: dict[Upstream, Target] = {}  # what carries no model goes to an upstream whole
 
     async def handle(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> bool:
         """Answer *exchange* from an upstream of its route.
@@ -107,14 +91,12 @@ class Forward:
         _refuse_encoded(exchange)
         self._gate.enter()
         try:
-            route, to, connection, attempt = await self._ask(exchange, surface, inbound)
-            return await self._relay(exchange, route.timeouts, to, connection, attempt, inbound)
+            opened = await self._ask(exchange, surface, inbound)
+            return await self._relay(exchange, opened, inbound)
         finally:
             self._gate.leave()
 
-    async def _ask(
-        self, exchange: Exchange, surface: Surface, inbound: Inbound
-    ) -> tuple[Route, Addressed, Connection, Attempt]:
+    async def _ask(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> Opened:
         """Read, match and open. The body is let go when this returns, before the answer passes."""
         body = await inbound.read(exchange, self._snapshot.settings.max_body, self._gate)
         try:
@@ -122,14 +104,13 @@ class Forward:
             found = _find(exchange, body)
             exchange.stream = found.stream
             route = self._match(exchange, surface, found.model)
-            to, pieces = self._request(exchange, surface, route.upstream, found, body)
-            connection, attempt = await self._open(
-                exchange, route.upstream, route.timeouts, to, pieces
+            passthrough = surface.auth == "passthrough"
+            name = "default" if found.model is None else found.model
+            return await self._opener.open(
+                Asked(exchange, route.groups, passthrough, route, name, found, body)
             )
         finally:
             self._gate.drop(len(body))
-        self._judge(exchange, surface, to, connection, attempt)
-        return route, to, connection, attempt
 
     async def carry(
         self, exchange: Exchange, surface: Surface, inbound: Inbound, upstream: Upstream | None
@@ -137,30 +118,30 @@ class Forward:
         """Answer *exchange*, which carries no model, from *upstream*; its body is passed on as it
         comes, whatever its size and form. Returns and raises what `handle` does.
         """
-        exchange.dialect = dialect = family(exchange.suffix)
+        exchange.dialect = family(exchange.suffix)
         exchange.key = self.identify(exchange, surface)
         upstream = _may_use(exchange, surface, upstream)
         exchange.upstream = upstream
         exchange.stream = "stream=true" in exchange.query.split("&")
-        self._check_configured(exchange, surface, dialect, upstream, upstream.name)
+        whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
+        target = self._whole.setdefault(upstream, whole)
+        self._check_configured((target,), surface, upstream.name)
         size = inbound.length
+        upload, framing = None, b""
         if size is None:
             framing = CHUNKED
-        else:  # a GET says nothing of a body that it does not have
-            announced = find(exchange.headers, b"content-length") is not None
-            framing = length(size) if announced else b""
-        to, first = self._head(exchange, surface, upstream, exchange.suffix, framing)
-        upload = None
+        elif find(exchange.headers, b"content-length") is not None:
+            framing = length(size)  # else a GET says nothing of a body that it does not have
         if size != 0:
             upload = Upload(lambda: inbound.receive(exchange), chunked=size is None)
         self._gate.enter()
         try:
             exchange.read = self._clock()
-            connection, attempt = await self._open(
-                exchange, upstream, upstream.timeouts, to, [first], upload
+            passthrough = surface.auth == "passthrough"
+            asked = Asked(
+                exchange, (Group((target,)),), passthrough, framing=framing, upload=upload
             )
-            self._judge(exchange, surface, to, connection, attempt)
-            return await self._relay(exchange, upstream.timeouts, to, connection, attempt, inbound)
+            return await self._relay(exchange, await self._opener.open(asked), inbound)
         finally:
             self._gate.leave()
 
@@ -171,15 +152,18 @@ class Forward:
         try:
             found = _find(exchange, b"")
             route = self._match(exchange, surface, found.model)
-            to, pieces = self._request(exchange, surface, route.upstream, found, b"")
-            connection, attempt = await self._open(
-                exchange, route.upstream, route.timeouts, to, pieces, upgrade=True
+            passthrough = surface.auth == "passthrough"
+            name = "default" if found.model is None else found.model
+            opened = await self._opener.open(
+                Asked(exchange, route.groups, passthrough, route, name, found, upgrade=True)
             )
-            self._judge(exchange, surface, to, connection, attempt)
-            if connection.status != 101:
-                return await self._relay(exchange, route.timeouts, to, connection, attempt, inbound)
-            tunnel = Tunnel(exchange, attempt, connection, inbound, route.timeouts, self._clock)
-            await self._pass(tunnel, to, exchange, connection, attempt)
+            if opened.connection.status != 101:
+                return await self._relay(exchange, opened, inbound)
+            timeouts = opened.choice.target.timeouts
+            await self._pass(
+                Tunnel(exchange, opened.attempt, opened.connection, inbound, timeouts, self._clock),
+                opened,
+            )
             return False
         finally:
             self._gate.leave()
@@ -231,37 +215,34 @@ class Forward:
         if key is not None and not key.may_ask(asked):
             message = f'The key "{key.name}" may not use the model "{shown}".'
             raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
-        upstream, dialect = route.upstream, exchange.dialect
+        upstream, dialect = route.first.upstream, exchange.dialect
         assert dialect is not None
-        if surface.auth == "passthrough" and not upstream.passthrough:
-            message = f'The model "{shown}" does not take a caller\'s own credential.'
-            raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
         exchange.route = route
         exchange.upstream = upstream
-        exchange.model_sent = route.model_sent(asked)
-        if not upstream.speaks(dialect):
+        exchange.model_sent = route.model_sent(route.first, asked)
+        targets = tuple(route.targets())
+        if surface.auth == "passthrough":
+            targets = targets[:1]
+            if not upstream.passthrough:
+                message = f'The model "{shown}" does not take a caller\'s own credential.'
+                raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
+        speaking = [target for target in targets if target.upstream.speaks(dialect)]
+        if not speaking:
             raise ProxyError(ENDPOINT_NOT_SUPPORTED, not_supported(shown, upstream, dialect))
-        self._check_configured(exchange, surface, dialect, upstream, shown)
+        self._check_configured(speaking, surface, shown)
         return route
 
-    def _check_configured(
-        self,
-        exchange: Exchange,
-        surface: Surface,
-        dialect: Dialect,
-        upstream: Upstream,
-        what: str,
-    ) -> None:
-        """Refuse what leads to an *upstream* that still lacks something; *what* leads there."""
+    def _check_configured(self, targets: Sequence[Target], surface: Surface, what: str) -> None:
+        """Refuse what leads to upstreams that all lack something still; *what* leads there."""
         passthrough = surface.auth == "passthrough"
-        variable = upstream.lacks(passthrough=passthrough)
-        if variable is not None:
-            message = f'"{what}" is not configured: the environment variable {variable} is not set.'
-            raise ProxyError(NOT_CONFIGURED, message)
-        credential = None if passthrough else upstream.credential_for(dialect)
-        if credential is not None and not credential.secret.known:
-            message = f'"{what}" is not configured yet: {credential.secret.source} has not given a credential.'
-            raise ProxyError(NOT_CONFIGURED, message, headers=(("Retry-After", "2"),))
+        variable = None
+        for target in targets:
+            lacking = target.upstream.lacks(passthrough=passthrough)
+            if lacking is None:
+                return
+            variable = variable or lacking
+        message = f'"{what}" is not configured: the environment variable {variable} is not set.'
+        raise ProxyError(NOT_CONFIGURED, message)
 
     def _not_found(self, asked: str, surface: Surface, key: Key | None) -> str:
         def visible(name: str) -> bool:
@@ -275,176 +256,30 @@ class Forward:
             message += " Did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
         return message + " See GET /v1/models."
 
-    # Open
-
-    def _request(
-        self, exchange: Exchange, surface: Surface, upstream: Upstream, found: Found, body: bytes
-    ) -> tuple[Addressed, Pieces]:
-        """Write the request that goes upstream: where to, and its pieces in order."""
-        dialect, sent = exchange.dialect, exchange.model_sent
-        assert dialect is not None
-        assert sent is not None
-        suffix = exchange.suffix
-        content: list[bytes | memoryview] = [body]
-        if found.model == sent:
-            pass  # not a byte changes
-        elif dialect.carries == "path":
-            try:
-                suffix = path_for(suffix, sent)
-            except BodyError as error:
-                raise _refusal(error) from None
-        elif dialect.carries == "query":
-            exchange.query = query_for(exchange.query, sent)
-        else:
-            content = splice(body, found, sent)
-        framing = WEBSOCKET
-        if dialect is not REALTIME:
-            framing = length(sum(len(piece) for piece in content))
-        to, first = self._head(exchange, surface, upstream, suffix, framing)
-        return to, [first, *content]
-
-    def _head(
-        self, exchange: Exchange, surface: Surface, upstream: Upstream, suffix: str, framing: bytes
-    ) -> tuple[Addressed, bytes]:
-        dialect = exchange.dialect
-        assert dialect is not None
-        to = address(upstream, dialect, suffix, exchange.query)
-        first = head(
-            exchange.method,
-            to,
-            upstream,
-            dialect,
-            exchange.headers,
-            stream=exchange.stream,
-            passthrough=surface.auth == "passthrough",
-            framing=framing,
-        )
-        return to, first
-
-    async def _open(
-        self,
-        exchange: Exchange,
-        upstream: Upstream,
-        timeouts: Timeouts,
-        to: Addressed,
-        pieces: Pieces,
-        upload: Upload | None = None,
-        *,
-        upgrade: bool = False,
-    ) -> tuple[Connection, Attempt]:
-        """Send the request until an answer begins: a second time only where the connection was dead."""
-        total = timeouts.total
-        left = None if total is None else exchange.received + total - self._clock()
-        message = "The answer did not begin in the time that this route allows in all."
-        if left is not None and left <= 0:
-            raise ProxyError(UPSTREAM_TIMEOUT, message)
-        try:
-            async with asyncio.timeout(left):
-                return await self._send(exchange, upstream, timeouts, to, pieces, upload, upgrade)
-        except TimeoutError:
-            exchange.attempts[-1].error = UPSTREAM_TIMEOUT.code
-            raise ProxyError(UPSTREAM_TIMEOUT, message) from None
-
-    async def _send(
-        self,
-        exchange: Exchange,
-        upstream: Upstream,
-        timeouts: Timeouts,
-        to: Addressed,
-        pieces: Pieces,
-        upload: Upload | None,
-        upgrade: bool,
-    ) -> tuple[Connection, Attempt]:
-        fresh = upload is not None or upgrade  # what is sent as it comes cannot be sent again
-        while True:
-            started = self._clock()
-            attempt = exchange.begin(upstream, started)
-            try:
-                connection = await self._transport.open(
-                    upstream.name,
-                    to.base.origin,
-                    pieces,
-                    timeouts,
-                    attempt,
-                    upload,
-                    fresh=fresh,
-                    upgrade=upgrade,
-                )
-            except UpstreamFailure as failure:
-                attempt.error = failure.kind.code
-                if fresh or not failure.again:
-                    raise
-                fresh = True
-            except ProxyError as error:
-                attempt.error = error.kind.code
-                raise
-            else:
-                return connection, attempt
-            finally:
-                attempt.ended = self._clock()
-                exchange.waited += attempt.ended - started
-
-    def _judge(
-        self,
-        exchange: Exchange,
-        surface: Surface,
-        to: Addressed,
-        connection: Connection,
-        attempt: Attempt,
-    ) -> None:
-        """Refuse an answer that must not be relayed, whatever it says."""
-        status = connection.status
-        error = None
-        if status == 401 and surface.auth != "passthrough":
-            # Not the caller's key is meant but ours, and the body may quote it.
-            error = ProxyError(UPSTREAM_AUTH, "The upstream refused the proxy's credential.")
-            if to.credential is not None:
-                to.credential.secret.refused()
-        elif 300 <= status < 400 and status != 304:
-            error = ProxyError(UPSTREAM_PROTOCOL, "The upstream redirected the request.")
-        if error is not None:
-            attempt.error = error.kind.code
-            self._transport.drop(connection)
-            raise error
-
     # Relay
 
-    async def _relay(
-        self,
-        exchange: Exchange,
-        timeouts: Timeouts,
-        to: Addressed,
-        connection: Connection,
-        attempt: Attempt,
-        inbound: Inbound,
-    ) -> bool:
+    async def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> bool:
+        route = exchange.route
         relay = Relay(
             exchange,
-            attempt,
-            connection,
+            opened.attempt,
+            opened.connection,
             inbound,
-            timeouts,
+            opened.choice.target.timeouts,
             self._clock,
             keep_alive=inbound.keep_alive and inbound.complete(),
+            keepalive=None if route is None else route.keepalive,
         )
-        await self._pass(relay, to, exchange, connection, attempt)
+        await self._pass(relay, opened)
         return relay.keep_alive
 
-    async def _pass(
-        self,
-        relay: Relay | Tunnel,
-        to: Addressed,
-        exchange: Exchange,
-        connection: Connection,
-        attempt: Attempt,
-    ) -> None:
+    async def _pass(self, relay: Relay | Tunnel, opened: Opened) -> None:
         self._relays.add(relay)
         try:
             await relay.run()
         finally:
             self._relays.discard(relay)
-            attempt.ended = self._clock()
-            self._transport.release(attempt.upstream, to.base.origin, connection)
+            self._opener.done(opened)
 
 
 def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:
@@ -517,10 +352,4 @@ def _find(exchange: Exchange, body: bytes) -> Found:
         boundary = boundary_of(find(exchange.headers, b"content-type") or b"")
         return find_model(body) if boundary is None else find_in_form(body, boundary)
     except BodyError as error:
-        raise _refusal(error) from None
-
-
-def _refusal(error: BodyError) -> ProxyError:
-    kind = INVALID_MODEL if error.field else INVALID_JSON
-    message = error.message[0].upper() + error.message[1:] + "."
-    return ProxyError(kind, message, param=error.field or None)
+        raise error.told() from None

@@ -1,7 +1,7 @@
 """The life of the process: start, wait to be told, leave in order.
 
 On the first SIGTERM or SIGINT nothing new is taken and what is running may finish; on the second
-everything ends at once.
+everything ends at once. SIGHUP reads the file anew.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ import uvloop
 from aiohttp.http_parser import HttpRequestParser
 
 from proxy import __version__
-from proxy.config import Snapshot
+from proxy.config import ConfigError, Snapshot
 from proxy.server import CannotListen, Running, serve
+from proxy.transport import in_thread
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
@@ -24,22 +25,26 @@ class CannotStart(Exception):
     """The process cannot serve; the message says why, in one line."""
 
 
-def run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
+def run(
+    snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Callable[[Running], None]
+) -> None:
     """Serve *snapshot* until a signal says to stop; tell *ready* when it begins.
 
-    Raises `CannotStart`.
+    SIGHUP asks *reload* for another one (which raises `ConfigError`). Raises `CannotStart`.
     """
     _check_parser()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(snapshot, ready))
+            runner.run(_run(snapshot, reload, ready))
     except CannotListen as error:
         raise CannotStart(str(error)) from None
 
 
-async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
+async def _run(
+    snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Callable[[Running], None]
+) -> None:
     loop = asyncio.get_running_loop()
-    stop, now = asyncio.Event(), asyncio.Event()
+    stop, now, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     beginning = asyncio.current_task()
 
@@ -50,35 +55,67 @@ async def _run(snapshot: Snapshot, ready: Callable[[Running], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     try:
         async with serve(snapshot) as running:
             beginning = None
-            await _serve(snapshot, running, ready, stop, now)
+            ready(running)
+            await _serve(running, reload, stop, now, again)
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
 
 
 async def _serve(
-    snapshot: Snapshot,
     running: Running,
-    ready: Callable[[Running], None],
+    reload: Callable[[], Snapshot],
     stop: asyncio.Event,
     now: asyncio.Event,
+    again: asyncio.Event,
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _note(running, context))
-    ready(running)
     _announce(running)
+    reloading = loop.create_task(_reload_for_ever(running, reload, again))
     await stop.wait()
+    reloading.cancel()
+    await asyncio.gather(reloading, return_exceptions=True)
     running.log.events.info("draining", inflight=running.gate.inflight)
-    drain = loop.create_task(running.drain(snapshot.settings.drain))
+    drain = loop.create_task(_leave(running))
     second = loop.create_task(now.wait())
     await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
     for task in (drain, second):
         task.cancel()
     await asyncio.gather(drain, second, return_exceptions=True)
     running.log.events.info("stopped")
+
+
+async def _leave(running: Running) -> None:
+    """Leave in order: say so to balancers, wait until they look elsewhere, then drain."""
+    settings = running.snapshot.settings
+    running.gate.leaving = True
+    await asyncio.sleep(settings.lame_duck)
+    await running.drain(settings.drain)
+
+
+async def _reload_for_ever(
+    running: Running, reload: Callable[[], Snapshot], again: asyncio.Event
+) -> None:
+    """Read the file anew whenever *again* is set; one that cannot be used changes nothing."""
+    while True:
+        await again.wait()
+        again.clear()
+        try:
+            await running.apply(await in_thread(reload))
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            running.log.events.error("reload_failed", file=error.file, problems=problems)
+        except (CannotListen, CannotStart) as error:
+            running.log.events.error("reload_failed", problems=[str(error)])
+        except Exception:  # noqa: BLE001 - whatever it is, what has served so far goes on
+            running.log.events.exception("reload_failed")
+        else:
+            _announce(running, "reloaded")
 
 
 def _note(running: Running, context: dict[str, Any]) -> None:
@@ -88,10 +125,10 @@ def _note(running: Running, context: dict[str, Any]) -> None:
     )
 
 
-def _announce(running: Running) -> None:
+def _announce(running: Running, event: str = "ready") -> None:
     snapshot = running.snapshot
     running.log.events.info(
-        "ready",
+        event,
         version=__version__,
         file=snapshot.file,
         digest=snapshot.digest[:12],

@@ -24,24 +24,24 @@ _TOKEN = b"openai-insecure-api-key."
 
 @dataclass(frozen=True, slots=True)
 class Addressed:
-    """Where a request goes: *base*, the *target* of its request line, and what signs it."""
+    """Where a request goes: *base*, and the *target* of its request line."""
 
     base: Base
     target: str
-    credential: Credential | None
 
 
 def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Addressed:
     """Return where a request for *suffix* (the path below the base path) of *dialect* goes."""
     base = upstream.base_of(dialect, suffix)
     target = f"{base.path}/{suffix}?{query}" if query else f"{base.path}/{suffix}"
-    return Addressed(base, target, upstream.credential_for(dialect))
+    return Addressed(base, target)
 
 
 def head(
     method: str,
     to: Addressed,
     upstream: Upstream,
+    credential: Credential | None,
     dialect: Dialect,
     client: Iterable[Pair],
     *,
@@ -57,8 +57,8 @@ def head(
     if stream:
         pairs = [pair for pair in pairs if pair[0].lower() != _ACCEPT_ENCODING]
         pairs.append(_IDENTITY)
-    if to.credential is not None and not passthrough:
-        pairs.append(to.credential.line())
+    if credential is not None and not passthrough:
+        pairs.append(credential.line(dialect.name))
     drop = frozenset([name.lower() for name, _ in pairs])
     kept = outbound(client, drop=drop, passthrough=passthrough)
     if dialect is REALTIME and not passthrough:

@@ -15,6 +15,8 @@ from proxy.connection import BODILESS, Connection, Flow, Stall
 from proxy.dialects import Ending
 from proxy.errors import (
     CLIENT_STALLED,
+    STREAM_DISCONNECTED,
+    STREAM_ERROR,
     STREAM_IDLE,
     STREAM_INCOMPLETE,
     STREAM_TIMEOUT,
@@ -32,6 +34,7 @@ GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
 _LENGTH = b"content-length"
+_COMMENT = b": keepalive\n\n"
 
 
 class Downstream(Protocol):
@@ -54,16 +57,19 @@ class Relay:
         "_chunked",
         "_client",
         "_clock",
+        "_comment",
         "_done",
         "_ended",
         "_exchange",
         "_grace",
         "_idle",
+        "_keepalive",
         "_last",
         "_loop",
         "_out",
         "_paused",
         "_shape",
+        "_spoke",
         "_stall",
         "_tap",
         "_timeouts",
@@ -82,6 +88,7 @@ class Relay:
         clock: Callable[[], float],
         *,
         keep_alive: bool,
+        keepalive: float | None = None,
     ) -> None:
         transport = client.transport
         assert transport is not None  # else this task has been cancelled
@@ -98,10 +105,13 @@ class Relay:
         self._begun = b""
         self._chunked = False
         self.keep_alive = keep_alive
+        self._keepalive = keepalive
+        self._comment: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] | None = None
         self._ended = False
         self._paused = False
         self._last = 0.0
+        self._spoke = 0.0  # when a comment of ours went out
         self._idle: asyncio.TimerHandle | None = None
         self._stall: Stall | None = None
         self._grace: asyncio.TimerHandle | None = None
@@ -132,7 +142,7 @@ class Relay:
                 await self._done
         finally:
             client.flow = None
-            for timer in (self._idle, self._grace, self._total):
+            for timer in (self._idle, self._grace, self._total, self._comment):
                 if timer is not None:
                     timer.cancel()
             if self._stall is not None:
@@ -158,6 +168,9 @@ class Relay:
         if tap is not None:
             tap.feed(data)
             self._exchange.finished = tap.finished
+            if tap.failed and self._exchange.error is None:
+                self._exchange.error = STREAM_ERROR.code
+                self._exchange.outcome = STREAM_ERROR.outcome
             if tap.over and self._grace is None:
                 self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
 
@@ -209,11 +222,16 @@ class Relay:
         exchange.outcome = _outcome(status)
         headers = upstream.headers
         drop: frozenset[bytes] = frozenset()
-        if _is_stream(headers):
+        if is_stream(headers):
             exchange.stream = True
-            self._tap = Tap(self._ending() if status == 200 and _is_plain(headers) else Ending.NONE)
-            if self._tap.checked:
-                drop = frozenset({_LENGTH})  # an event of ours may have to follow
+            plain = status == 200 and is_plain(headers)
+            self._tap = Tap(self._ending() if plain else Ending.NONE)
+            if not plain:
+                self._keepalive = None
+            if self._tap.checked or self._keepalive is not None:
+                drop = frozenset({_LENGTH})  # something of ours may have to be put in
+        else:
+            self._keepalive = None
         pairs = inbound(headers, drop=drop)
         identity = exchange.id.encode("ascii")
         theirs = find(pairs, b"x-request-id") or find(pairs, b"request-id")
@@ -271,6 +289,7 @@ class Relay:
         self._exchange.outcome = error.kind.outcome
         self._exchange.error = error.kind.code
         self._attempt.error = error.kind.code
+        self._attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_INCOMPLETE, STREAM_IDLE)
         self.keep_alive = False
         tap = self._tap
         if tap is not None and tap.checked and not self._out.is_closing():
@@ -292,9 +311,24 @@ class Relay:
     def _watch(self) -> None:
         if self._timeouts.idle is not None:
             self._idle = self._loop.call_later(self._timeouts.idle, self._check_idle)
+        if self._keepalive is not None:
+            self._comment = self._loop.call_later(self._keepalive, self._check_silence)
         if self._timeouts.total is not None:
             left = self._exchange.received + self._timeouts.total - self._clock()
             self._total = self._loop.call_later(max(0.0, left), self._overdue)
+
+    def _check_silence(self) -> None:
+        """Put a comment into a stream that has been silent for a while, if it stands between events."""
+        assert self._keepalive is not None
+        left = max(self._last, self._spoke) + self._keepalive - self._clock()
+        tap = self._tap
+        if left <= 0:
+            left = self._keepalive
+            over = tap is None or tap.over or self._out.is_closing()
+            if not over and tap is not None and tap.between and not self._paused:
+                self._write(_COMMENT)
+                self._spoke = self._clock()
+        self._comment = self._loop.call_later(left, self._check_silence)
 
     def _check_idle(self) -> None:
         limit = self._timeouts.idle
@@ -319,12 +353,14 @@ class Relay:
         self._out.abort()  # its buffer is full of what nobody takes
 
 
-def _is_stream(headers: list[Pair]) -> bool:
+def is_stream(headers: list[Pair]) -> bool:
+    """Return whether *headers* announce a stream of events."""
     kind = find(headers, b"content-type")
     return kind is not None and kind.split(b";")[0].strip().lower() == b"text/event-stream"
 
 
-def _is_plain(headers: list[Pair]) -> bool:
+def is_plain(headers: list[Pair]) -> bool:
+    """Return whether what *headers* announce can be read as it is."""
     coding = find(headers, b"content-encoding")
     return coding is None or coding.strip().lower() == b"identity"
 

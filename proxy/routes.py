@@ -5,9 +5,10 @@ slash is part of the name.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
 from proxy.credentials import Credential
 from proxy.dialects import GEMINI, Dialect
@@ -56,23 +57,39 @@ class Timeouts:
     total: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What may be tried again: at most *attempts* in all, within *deadline* seconds, waits included.
+
+    *stale*: a request that was sent on a used connection which died at once. *failover_5xx*: one
+    that another upstream answered with 500, 502, 504 or 520 to 524. *ambiguous*: one that may have
+    been executed, and billed.
+    """
+
+    attempts: int = 3
+    deadline: float | None = 600.0
+    stale: bool = True
+    failover_5xx: bool = True
+    ambiguous: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Upstream:
-    """A base URL, the credential that is presented there, and policy.
+    """A base URL, the credentials that are presented there, and policy.
 
-    *forms* holds the credential of dialects that want another form than *credential*;
-    *defaults* the headers a dialect needs where the client sent none; *headers* are always set.
-    *public* are the headers of both whose value the file or a preset states, so that it is no secret.
+    Of several *credentials* one rests while the others work. *defaults* are the headers a dialect
+    needs where the client sent none; *headers* are always set. *public* are those of both whose
+    value the file or a preset states, so that it is no secret.
     *paths* maps a prefix of the path below the base path to another base, longest first.
     *spoken* are the dialects that it is known to speak, None where nothing is known, and *inferred*
     says that this rests on less than its documentation. *unplaced* names the variable that its URL
-    lacks, *missing* the one that its credential lacks. *timeouts* hold where no route says more.
+    lacks, *missing* the one that its credential lacks. *timeouts* and *retry* hold where no route
+    says more.
     """
 
     name: str
     base: Base
-    credential: Credential | None = None
-    forms: Mapping[str, Credential] = field(default_factory=dict)
+    credentials: tuple[Credential, ...] = ()
     headers: tuple[Pair, ...] = field(default=(), repr=False)
     public: frozenset[Pair] = field(default=frozenset(), repr=False)
     defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict, repr=False)
@@ -85,6 +102,7 @@ class Upstream:
     unplaced: str | None = None
     missing: str | None = None
     timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
 
     def base_of(self, dialect: Dialect, suffix: str) -> Base:
         """Return the base that *suffix*, in *dialect*, belongs below: the longest of `paths` that
@@ -95,10 +113,6 @@ class Upstream:
             if place == prefix or place.startswith(prefix + "/"):
                 return base
         return self.base
-
-    def credential_for(self, dialect: Dialect) -> Credential | None:
-        """Return what is presented to an endpoint of *dialect*."""
-        return self.forms.get(dialect.name, self.credential)
 
     def speaks(self, dialect: Dialect) -> bool:
         """Return whether a request in *dialect* may be sent there.
@@ -116,29 +130,73 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """One place that a route leads to, and what holds there.
+
+    *model* is the name sent: None for the asked-for string less the upstream's own `name/`, else
+    a text in which `*` stands for what the route's own `*` matched. *origins* says where each of
+    the *timeouts* was set.
+    """
+
+    upstream: Upstream
+    model: str | None = None
+    weight: float = 1.0
+    timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+Policy = Literal["ordered", "weighted", "least-busy", "fastest"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Targets of which any will do, in the order that *policy* says; *sticky* names a header, in lower
+    case: requests with the same value of it go to the same target.
+    """
+
+    targets: tuple[Target, ...]
+    policy: Policy = "ordered"
+    sticky: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """One line of `[routes]`: *name* as it is written, and where it leads.
 
-    *model* is the name sent: None for the asked-for string less the upstream's own `name/`, else
-    a text in which `*` stands for what the pattern's `*` matched. *listed* are the names that
-    `/v1/models` shows beside the route's own. *via* are the routes it is an alias through.
+    *groups* are tried in their order: the route's own targets, then what it falls back to.
+    *listed* are the names that `/v1/models` shows beside the route's own. *via* are the routes it
+    is an alias through. *on_context_length* goes on after a 400 that says the context is too long;
+    *peek* looks at the first event of a stream before it passes, and goes on where that is an
+    error. *keepalive* is how many seconds a stream may be silent before a comment is put in.
     """
 
     name: str
     pattern: Pattern
-    upstream: Upstream
-    model: str | None = None
-    timeouts: Timeouts = Timeouts()
+    groups: tuple[Group, ...]
     listed: tuple[str, ...] = ()
     via: tuple[str, ...] = ()
+    on_context_length: bool = False
+    peek: bool = False
+    keepalive: float | None = None
 
-    def model_sent(self, asked: str) -> str:
-        """Return what the upstream is asked for when a client asks for *asked*."""
-        if self.model is not None:
-            if not self.pattern.prefix:
-                return self.model
-            return self.model.replace("*", asked[len(self.pattern.literal) :], 1)
-        return asked.removeprefix(self.upstream.name + "/")
+    @property
+    def first(self) -> Target:
+        """Return the target that is tried first, if all are well."""
+        return self.groups[0].targets[0]
+
+    def targets(self) -> Iterator[Target]:
+        """Yield every target, in the order of the file."""
+        for group in self.groups:
+            yield from group.targets
+
+    def model_sent(self, target: Target, asked: str) -> str:
+        """Return what *target* is asked for when a client asks for *asked*."""
+        if target.model is None:
+            return asked.removeprefix(target.upstream.name + "/")
+        if not self.pattern.prefix:
+            return target.model
+        return target.model.replace("*", asked[len(self.pattern.literal) :], 1)
 
 
 class Unrouted:

@@ -1,70 +1,179 @@
 """The composition root: everything is built here once, and wired here.
 
 `serve` is the one way to start, for the command line and for tests: what differs between the two
-is only who tells it to stop.
+is only who tells it to stop. `Running.apply` is how another snapshot takes the place of the first.
 """
 
 import asyncio
-import errno
-import fcntl
 import os
-import socket
-import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import IO, Protocol
 
 from proxy import endpoints
 from proxy.admission import Gate
+from proxy.balance import Scores
 from proxy.config import Refresher, Snapshot
-from proxy.edge import Server
+from proxy.edge import Request, Sent, Server
 from proxy.endpoints import health, kept, llm, models
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.forward import Forward
 from proxy.frame import Frame
+from proxy.listening import CannotListen, Listener, listen
+from proxy.opening import Opener
+from proxy.relay import Relay
 from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
-from proxy.surfaces import Address
+from proxy.surfaces import Address, Surface
 from proxy.transport import Transport
+from proxy.tunnel import Tunnel
 
-BACKLOG = 1024
+__all__ = ["CannotListen", "Running", "serve"]
+
 LAST_WORDS_SECONDS = 0.5
 FIRST_VALUES_SECONDS = 10.0
 """How long we wait, before we listen, for credentials that a command prints."""
 
 
-class CannotListen(Exception):
-    """An address cannot be listened on; the message says which, and why."""
+class Face:
+    """What answers at one address: the *frame* of the snapshot that holds when a request comes."""
 
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.left = False
 
-class Closer(Protocol):
-    """What gives a resource back."""
+    @property
+    def leaving(self) -> bool:
+        """Return whether no connection may be used for another request."""
+        return self.left or self.frame.gate.draining
 
-    def close(self) -> None:
-        """Give it back."""
+    async def handle(self, request: Request) -> Sent:
+        """Answer one request, to its end, as the present snapshot says."""
+        return await self.frame.handle(request)
+
+    def malformed(self, request: Request, error: ProxyError) -> Sent:
+        """Answer what could not be parsed as a request."""
+        return self.frame.malformed(request, error)
 
 
 @dataclass
 class Running:
-    """A proxy that serves. *addresses* are where it really listens, by surface name."""
+    """A proxy that serves *snapshot*. *addresses* are where it really listens, by surface name."""
 
     snapshot: Snapshot
     log: Log
     gate: Gate
-    addresses: dict[str, list[Address]]
-    _forward: Forward
-    _listeners: list[asyncio.Server]
-    _servers: list[Server]
+    _transport: Transport
+    _opener: Opener
+    _relays: set[Relay | Tunnel] = field(default_factory=set)
+    _refresher: Refresher | None = None
+    _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
+    _left: list[Server] = field(default_factory=list)
+
+    @property
+    def addresses(self) -> dict[str, list[Address]]:
+        """Return where we really listen, by surface name."""
+        found: dict[str, list[Address]] = {}
+        for surface in self.snapshot.surfaces:
+            for address in surface.listen:
+                found.setdefault(surface.name, []).append(self._listeners[address][0].address)
+        return found
+
+    async def apply(self, snapshot: Snapshot) -> None:
+        """Serve *snapshot* from now on: whole, or, where it cannot be listened to, not at all.
+
+        What is in flight goes on as it began. Connections, scores and whatever else has not changed
+        is kept. Raises `CannotListen`.
+        """
+        refresher = await self._refresh(snapshot)
+        forward = Forward(snapshot, self._opener, self.gate, self._relays)
+        frames = {
+            surface.name: self._frame(surface, snapshot, forward) for surface in snapshot.surfaces
+        }
+        wanted = {address: surface for surface in snapshot.surfaces for address in surface.listen}
+        opened: dict[Address, tuple[Listener, Face]] = {}
+        try:
+            for address, surface in wanted.items():
+                if address not in self._listeners:
+                    face = Face(frames[surface.name])
+                    opened[address] = await listen(Server(face), address), face
+        except BaseException:
+            refresher.close()
+            for listener, _ in opened.values():
+                listener.close()
+            raise
+        # From here on nothing waits, and nothing can fail.
+        for address in [*self._listeners]:
+            if address in wanted:
+                self._listeners[address][1].frame = frames[wanted[address].name]
+            else:
+                self._leave(address)
+        self._listeners |= opened
+        self.gate.max_inflight = snapshot.settings.max_inflight
+        self.gate.max_held = snapshot.settings.max_held
+        if self._refresher is not None:
+            self._refresher.close()
+        self._refresher = refresher
+        self._transport.renew()
+        self._opener.scores.keep(
+            target for route in snapshot.routes.routes for target in route.targets()
+        )
+        self.snapshot = snapshot
+
+    async def _refresh(self, snapshot: Snapshot) -> Refresher:
+        """Begin to keep the credentials of *snapshot* fresh, and wait for their first values."""
+        if self._refresher is not None:
+            self._refresher.hand_on(snapshot.live)
+        refresher = Refresher(snapshot.live, partial(_tell, asyncio.get_running_loop(), self.log))
+        refresher.start()
+        try:
+            async with asyncio.timeout(FIRST_VALUES_SECONDS):
+                while not refresher.tried:  # noqa: ASYNC110 - its threads know no loop
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass  # what has no value yet says so to who needs it
+        except BaseException:
+            refresher.close()
+            raise
+        return refresher
+
+    def _frame(self, surface: Surface, snapshot: Snapshot, forward: Forward) -> Frame:
+        find = endpoints.table(
+            surface,
+            snapshot.unrouted,
+            llm=llm.endpoint(forward, surface),
+            realtime=llm.realtime(forward, surface),
+            models=models.endpoint(forward, surface, snapshot),
+            kept=partial(kept.endpoint, forward, surface),
+            probe=health.endpoint(),
+            fixed={
+                "/health": health.endpoint(),
+                "/livez": health.endpoint(),
+                "/readyz": health.readiness(self.gate),
+            },
+        )
+        return Frame(surface, find, self.gate, self.log)
+
+    def _leave(self, address: Address) -> None:
+        """Listen no longer on *address*; what came in there is answered to its end."""
+        listener, face = self._listeners.pop(address)
+        listener.close()
+        face.left = True
+        self._left = [server for server in self._left if server.handlers] + [listener.server]
+        for handler in listener.server.handlers:
+            handler.retire()
+
+    def _servers(self) -> Iterable[Server]:
+        yield from (listener.server for listener, _ in self._listeners.values())
+        yield from self._left
 
     async def drain(self, seconds: float | None) -> None:
         """Take nothing new; let what is running finish for *seconds*; then end it, and say so."""
         self.gate.draining = True
-        for listener in self._listeners:
+        for listener, _ in self._listeners.values():
             listener.close()
-        for server in self._servers:
+        for server in self._servers():
             for handler in server.handlers:
                 handler.retire()
         with suppress(TimeoutError):
@@ -75,16 +184,18 @@ class Running:
 
     def _clients(self) -> list[asyncio.Transport]:
         """Return the connections of all clients."""
-        handlers = (handler for server in self._servers for handler in server.handlers)
+        handlers = (handler for server in self._servers() for handler in server.handlers)
         return [handler.transport for handler in handlers if handler.transport is not None]
 
     async def end(self) -> None:
         """End what is still running, and say so to its callers, if they listen."""
         self.gate.draining = True
         clients = self._clients()
-        self._forward.shut(ProxyError(SHUTDOWN, "The proxy is shutting down."))
+        error = ProxyError(SHUTDOWN, "The proxy is shutting down.")
+        for relay in tuple(self._relays):
+            relay.abort(error)
         await asyncio.sleep(0)  # the relays' tasks see that they have ended
-        for server in self._servers:
+        for server in self._servers():
             for handler in server.handlers:
                 handler.expel()
         with suppress(TimeoutError):
@@ -94,6 +205,17 @@ class Running:
         for client in clients:
             client.abort()  # who has not taken the rest by now never will
         await asyncio.sleep(0)  # the loop closes what was aborted
+
+    async def close(self) -> None:
+        """Give everything back."""
+        for listener, _ in self._listeners.values():
+            listener.close()
+        await self.end()
+        for server in self._servers():
+            await server.shutdown(0.5)
+        await self._transport.close()
+        if self._refresher is not None:
+            self._refresher.close()
 
 
 async def _written(clients: list[asyncio.Transport]) -> None:
@@ -115,45 +237,14 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
     sandbox = Sandbox()
     transport = Transport({"sandbox": sandbox.connect})
     gate = Gate(snapshot.settings.max_inflight, snapshot.settings.max_held)
-    forward = Forward(snapshot, transport, gate)
-    running = Running(snapshot, log, gate, {}, forward, [], [])
-    refresher = Refresher(snapshot.live, partial(_tell, asyncio.get_running_loop(), log))
-    closers: list[Closer] = [refresher]
-    refresher.start()
+    opener = Opener(transport, Scores(), log.events.warning)
+    running = Running(snapshot, log, gate, transport, opener)
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_VALUES_SECONDS):
-                while not refresher.tried:  # noqa: ASYNC110 - its threads know no loop
-                    await asyncio.sleep(0.02)
-        for surface in snapshot.surfaces:
-            find = endpoints.table(
-                surface,
-                snapshot.unrouted,
-                llm=llm.endpoint(forward, surface),
-                realtime=llm.realtime(forward, surface),
-                models=models.endpoint(forward, surface, snapshot),
-                kept=partial(kept.endpoint, forward, surface),
-                probe=health.endpoint(),
-                fixed={"/health": health.endpoint()},
-            )
-            server = Server(Frame(surface, find, gate, log))
-            running._servers.append(server)
-            bound = running.addresses.setdefault(surface.name, [])
-            for address in surface.listen:
-                listener, actual = await _listen(server, address, closers)
-                running._listeners.append(listener)
-                bound.append(actual)
+        await running.apply(snapshot)
         yield running
     finally:
-        for listener in running._listeners:
-            listener.close()
-        await running.end()
-        for server in running._servers:
-            await server.shutdown(0.5)
-        await transport.close()
+        await running.close()
         await sandbox.close()
-        for closer in closers:
-            closer.close()
         writer.close()
 
 
@@ -162,97 +253,3 @@ def _tell(loop: asyncio.AbstractEventLoop, log: Log, what: str, source: str, why
     level = log.events.warning if what == "credential_kept" else log.events.info
     with suppress(RuntimeError):  # the loop is closed, and the log with it
         loop.call_soon_threadsafe(partial(level, what, source=source, reason=why or None))
-
-
-async def _listen(
-    server: Server, address: Address, closers: list[Closer]
-) -> tuple[asyncio.Server, Address]:
-    """Listen on *address*; return the listener, and the address with the port it really has."""
-    loop = asyncio.get_running_loop()
-    try:
-        if address.path:
-            sock = _unix_socket(address.path, closers)
-            return await loop.create_unix_server(server, sock=sock, backlog=BACKLOG), address
-        sock = _tcp_socket(address)
-        listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
-        return listener, Address(address.host, sock.getsockname()[1])
-    except (OSError, UnicodeError) as error:
-        # A resolver's error has a number below zero and a text; a UnicodeError is a host that none is.
-        reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, UnicodeError):
-            reason = "not a host name"
-        raise CannotListen(f"cannot listen on {address}: {reason.lower()}") from None
-
-
-def _tcp_socket(address: Address) -> socket.socket:
-    infos = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    family, kind, protocol, _, place = infos[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(place)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _unix_socket(path: str, closers: list[Closer]) -> socket.socket:
-    """Bind a unix socket that only we may use: under a lock, since binding means to unlink first,
-    and the socket of a live server must not be taken from it.
-    """
-    lock = Path(path + ".lock").open("w")  # noqa: SIM115 - held as long as we listen
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(Path(path).stat().st_mode):
-                raise FileExistsError(errno.EEXIST, "file exists")
-            _leave_alive(path)
-            Path(path).unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            sock.bind(path)
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            os.umask(before)
-        sock.setblocking(False)
-    except BlockingIOError:
-        lock.close()
-        raise OSError(errno.EADDRINUSE, "address already in use") from None
-    except BaseException:
-        lock.close()
-        raise
-    closers.append(_UnixSocket(path, lock))
-    return sock
-
-
-def _leave_alive(path: str) -> None:
-    """Raise `OSError` if somebody listens at *path*, whose socket is then not ours to take."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            pass  # its backlog is full, so there is one
-    raise OSError(errno.EADDRINUSE, "address already in use")
-
-
-@dataclass
-class _UnixSocket:
-    path: str
-    lock: IO[str]
-
-    def close(self) -> None:
-        with suppress(FileNotFoundError):
-            Path(self.path).unlink()
-        self.lock.close()

@@ -7,6 +7,9 @@ anywhere (WHATWG HTML section 9.2.6).
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -30,8 +33,25 @@ _MARKERS = {
         rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?response\.(?:completed|incomplete|failed)[ \t]*(?:[\r\n]|$)"
     ),
 }
+_WORDS = {
+    Ending.CHAT: (b"[DONE]",),
+    Ending.DONE: (b"[DONE]",),
+    Ending.MESSAGES: (b"message_stop",),
+    Ending.RESPONSES: (b"response.completed", b"response.incomplete", b"response.failed"),
+}
+"""What stands in every marker, and is found many times faster than one."""
 _FINISH = re.compile(rb'"finish_reason"[ \t]*:[ \t]*"')
 _DATA = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])data: ?([^\r\n]*)")
+
+
+_ERROR = re.compile(
+    rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?error[ \t]*(?:[\r\n]|$)"
+    rb'|(?<!\\)"error"[ \t]*:(?![ \t]*null)|(?<!\\)"object"[ \t]*:[ \t]*"error"'
+)
+"""What an event has in it by which an upstream says, inside a 200, that it has failed."""
+_NAMED = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?error[ \t]*(?:[\r\n]|$)")
+_FIELD = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])(?:data|event)(?:[:\r\n]|$)")
+"""What an event has in it that is more than comments."""
 
 
 class _Choice(msgspec.Struct):
@@ -51,10 +71,10 @@ class Tap:
     *finished*: an end now would be an end, because the marker of its *ending* was seen. *over*:
     nothing can follow any more. The two differ where a choice's `finish_reason` is all there is:
     usage, `[DONE]` or another choice may still come. *between*: the last byte ended an event, or
-    there was none yet.
+    there was none yet. *failed*: an event said that the upstream has failed, which is an end too.
     """
 
-    __slots__ = ("_ending", "_held", "_size", "_tail", "between", "finished", "over")
+    __slots__ = ("_ending", "_held", "_size", "_tail", "between", "failed", "finished", "over")
 
     def __init__(self, ending: Ending) -> None:
         self._ending = ending
@@ -62,6 +82,7 @@ class Tap:
         self._size = 0
         self._tail = b""  # its last bytes, which may begin a blank line
         self.between = True
+        self.failed = False
         self.finished = False
         self.over = False
 
@@ -79,10 +100,12 @@ class Tap:
             data = data.lstrip(b"\r\n")  # more empty lines end nothing
             if not data:
                 return
-        end = 0
         window = self._tail + data
-        for blank in _BLANK.finditer(window):
-            end = blank.end()
+        found = window.rfind(b"\n\n")
+        end = found + 2 if found >= 0 else 0
+        if b"\r" in window:
+            for blank in _BLANK.finditer(window):
+                end = blank.end()
         if end:
             cut = end - len(self._tail)
             self._look(b"".join([*self._held, data[:cut]]))
@@ -97,7 +120,7 @@ class Tap:
         """Return whether an end here is an end; `[DONE]` needs no empty line behind it for that."""
         if not self.finished and self._ending in (Ending.CHAT, Ending.DONE):
             self.finished = _DONE.search(b"".join(self._held)) is not None
-        return self.finished
+        return self.finished or self.failed
 
     def _hold(self, data: bytes, window: bytes) -> None:
         """Keep *data* of an event that is not complete, as far as there is room for it."""
@@ -110,9 +133,13 @@ class Tap:
     def _look(self, events: bytes) -> None:
         """Look for the terminal marker in *events*."""
         ending = self._ending
+        if b"error" in events and _ERROR.search(events):
+            self.failed = self.failed or any(_failure(one) is not None for one in _events(events))
         if ending is Ending.NONE or self.over:
             return
-        self.over = _MARKERS[ending].search(events) is not None
+        self.over = any(word in events for word in _WORDS[ending]) and (
+            _MARKERS[ending].search(events) is not None
+        )
         if self.over:
             self.finished = True
         elif ending is Ending.CHAT and (self.finished or _FINISH.search(events)):
@@ -127,3 +154,61 @@ class Tap:
                 continue
             if choices:
                 self.finished = all(choice.finish_reason for choice in choices)
+
+
+def has_event(body: bytes) -> bool:
+    """Return whether *body*, the beginning of a stream, holds a whole event; comments are none."""
+    return next(_events(body), None) is not None
+
+
+def error_in(body: bytes) -> int | None:
+    """Return the status that stands for the error which is the first event of *body*, None where the
+    first event is none.
+    """
+    event = next(_events(body), None)
+    if event is None or not _ERROR.search(event):
+        return None
+    said = _failure(event)
+    if said is None:
+        return None
+    words = " ".join(str(said.get(name) or "") for name in ("code", "type", "status")).lower()
+    number = re.search(r"(?<![0-9])[45][0-9]{2}(?![0-9])", words)
+    if number is not None:
+        return int(number[0])
+    if any(word in words for word in ("rate_limit", "quota", "resource_exhausted")):
+        return 429
+    if "overloaded" in words:
+        return 529
+    return 400 if any(word in words for word in _CALLERS) else 500
+
+
+_CALLERS = ("invalid", "not_found", "permission", "authentication", "context_length", "too_large")
+"""What stands in an error that nobody else would answer otherwise."""
+
+
+def _events(body: bytes) -> Iterator[bytes]:
+    """Yield each whole event of *body*."""
+    begin = 0
+    for blank in _BLANK.finditer(body):
+        event = body[begin : blank.end()]
+        begin = blank.end()
+        if _FIELD.search(event):
+            yield event
+
+
+def _failure(event: bytes) -> dict[str, Any] | None:
+    """Return what *event* says of the failure of its upstream, None where it says of none: it is the
+    whole that has failed, not some part of it, such as the call of a tool.
+    """
+    said: Any = None
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = msgspec.json.decode(b"\n".join(_DATA.findall(event)))
+    if not isinstance(said, dict):
+        return {} if _NAMED.search(event) else None
+    response = said.get("response")
+    for one in (said, response if isinstance(response, dict) else {}):
+        if isinstance(one.get("error"), dict):
+            return dict(one["error"])
+    if said.get("object") == "error" or _NAMED.search(event):
+        return said
+    return None

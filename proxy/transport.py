@@ -22,6 +22,7 @@ from proxy.errors import (
     UPSTREAM_CONNECT,
     UPSTREAM_DNS,
     UPSTREAM_TLS,
+    Fault,
     UpstreamFailure,
 )
 from proxy.exchange import Attempt
@@ -69,21 +70,26 @@ class Transport:
         attempt: Attempt,
         upload: Upload | None = None,
         *,
+        seconds: float | None = None,
         fresh: bool = False,
         upgrade: bool = False,
     ) -> Connection:
         """Send a request to *origin* and return the connection on which its answer has begun.
 
-        Connections are never shared between upstreams. With *fresh*, none that was used before is
-        taken. Raises `UpstreamFailure`, or what reading the *upload* raises.
+        That may take *seconds* at most, whatever *timeouts* allow. Connections are never shared
+        between upstreams. With *fresh*, none that was used before is taken. Raises `UpstreamFailure`, or what reading the *upload* raises.
         """
         key = (upstream, origin)
         connection = None if fresh else self._take(key)
         if connection is None:
-            connection = await self._connect(origin, timeouts.connect)
+            begun = self._clock()
+            connection = await self._connect(origin, _least(timeouts.connect, seconds))
             self._open.add(connection)
+            if seconds is not None:
+                seconds -= self._clock() - begun
+        patience = _least(timeouts.first_byte, seconds)
         try:
-            await connection.ask(pieces, timeouts, attempt, upload, upgrade=upgrade)
+            await connection.ask(pieces, timeouts, attempt, patience, upload, upgrade=upgrade)
         except BaseException:
             self._open.discard(connection)
             raise
@@ -108,6 +114,10 @@ class Transport:
             self._loop.call_later(LEAVING_SECONDS, self._open.discard, connection)
         else:
             self._open.discard(connection)
+
+    def renew(self) -> None:
+        """Read certificates anew for connections to come: their files may have changed."""
+        self._contexts.clear()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -159,7 +169,9 @@ class Transport:
                     raise
         except TimeoutError:
             raise UpstreamFailure(
-                UPSTREAM_CONNECT, "The upstream could not be reached: it did not answer in time."
+                UPSTREAM_CONNECT,
+                "The upstream could not be reached: it did not answer in time.",
+                Fault.UNSENT,
             ) from None
 
     async def _socket(self, origin: Origin) -> socket.socket:
@@ -182,7 +194,7 @@ class Transport:
             self._resolver.forget(host, port)
             reason = "it refused the connection" if _refused(error) else "no route leads there"
             raise UpstreamFailure(
-                UPSTREAM_CONNECT, f"The upstream could not be reached: {reason}."
+                UPSTREAM_CONNECT, f"The upstream could not be reached: {reason}.", Fault.UNSENT
             ) from error
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if origin.proxy is not None and origin.scheme == "https":
@@ -208,25 +220,29 @@ class Transport:
                     break
                 answer += piece
         except OSError as error:
-            raise UpstreamFailure(UPSTREAM_CONNECT, "The egress proxy broke off.") from error
+            raise UpstreamFailure(
+                UPSTREAM_CONNECT, "The egress proxy broke off.", Fault.UNSENT
+            ) from error
         status = answer.split(b"\r\n", 1)[0].split(b" ")
         if len(status) < 2 or status[1][:1] != b"2":
-            raise UpstreamFailure(UPSTREAM_CONNECT, "The egress proxy refused to connect.")
+            raise UpstreamFailure(
+                UPSTREAM_CONNECT, "The egress proxy refused to connect.", Fault.UNSENT
+            )
 
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
         try:
             context = self._contexts.get(origin.ca)
             if context is None:
-                context = await _in_thread(lambda: _context(origin.ca))
+                context = await in_thread(lambda: _context(origin.ca))
                 self._contexts[origin.ca] = context
             return await self._wrap(sock, ssl=context, server_hostname=origin.host)
         except ssl.SSLCertVerificationError as error:
             raise UpstreamFailure(
-                UPSTREAM_TLS, "The upstream's certificate is not valid."
+                UPSTREAM_TLS, "The upstream's certificate is not valid.", Fault.CERTIFICATE
             ) from error
         except OSError as error:  # ssl.SSLError among them
             raise UpstreamFailure(
-                UPSTREAM_TLS, "No secure connection to the upstream could be made."
+                UPSTREAM_TLS, "No secure connection to the upstream could be made.", Fault.UNSENT
             ) from error
 
     async def _wrap(self, sock: socket.socket, **tls: Any) -> Connection:
@@ -262,15 +278,23 @@ class Resolver:
         asked = self._asked.get(key)
         if asked is None:
             asked = self._asked[key] = asyncio.ensure_future(self._ask(host, port))  # noqa: TID251
-            asked.add_done_callback(lambda _: self._asked.pop(key, None))
+            asked.add_done_callback(lambda done: self._answered(key, done))
         try:
             addresses = await asyncio.shield(asked)
         except (OSError, UnicodeError) as error:
+            busy = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            fault = Fault.UNSENT if busy else Fault.NOWHERE
             raise UpstreamFailure(
-                UPSTREAM_DNS, "The upstream's host name could not be resolved."
+                UPSTREAM_DNS, "The upstream's host name could not be resolved.", fault
             ) from error
         self._known[key] = (self._clock(), addresses)
         return addresses
+
+    def _answered(self, key: tuple[str, int], done: "asyncio.Future[list[Any]]") -> None:
+        """Take note that a look-up is over, though all who asked for it may have left meanwhile."""
+        self._asked.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # else asyncio says that nobody has seen it
 
     def forget(self, host: str, port: int) -> None:
         """Look *host* up anew next time: nobody answered at the addresses we have."""
@@ -278,10 +302,10 @@ class Resolver:
 
     async def _ask(self, host: str, port: int) -> list[Any]:
         async with self._room:
-            return await _in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            return await in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
-async def _in_thread(call: Callable[[], T]) -> T:
+async def in_thread(call: Callable[[], T]) -> T:
     """Return what *call* returns, from a thread that the end of the process does not wait for."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -305,6 +329,13 @@ async def _in_thread(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="transport", daemon=True).start()
     return await future
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two times, in seconds; None is for ever."""
+    if one is None or other is None:
+        return other if one is None else one
+    return max(0.0, min(one, other))
 
 
 def _context(ca: str | None) -> ssl.SSLContext:

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.harness import figures
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import Upstream
 
@@ -43,6 +44,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    figures.tell(terminalreporter)
     skipped = len(terminalreporter.stats.get("skipped", ()))
     if skipped:
         terminalreporter.write_line(f"{skipped} skipped: something they need is not installed")

@@ -40,6 +40,18 @@ big = { upstream = "corp", model = "real", timeout = { total = "90s" } }
 [keys]
 team = "tk-CANARY-0123456789"
 """
+CHAINS = """
+[upstreams.corp]
+base_url = "http://llm.corp.example:8000/v1"
+credential = ["${CORP_KEY:-ck-CANARY-0123456789}", "ck-CANARY-9876543210"]
+[routes]
+one = "corp/x"
+two = { upstream = "corp", model = "big", fallback = "openai/gpt" }
+half = { upstream = "openai", fallback = ["groq/x", "corp/y"] }
+none = { targets = ["openai/a", "groq/b"], policy = "fastest" }
+alias = "half"
+"m-*" = { targets = ["corp/*", "one"], fallback = ["half", "groq/*"] }
+"""
 GOOD = '[routes]\nm = "sandbox/echo"\n'
 BAD = '[server]\nlisen = 1\n[routes]\nm = "q0q0q0/x"\n'
 
@@ -190,6 +202,83 @@ def test_check(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "notes", "dormant"),
+    [
+        (
+            (),
+            [
+                '"two" leaves out what needs OPENAI_API_KEY',
+                '"half" leaves out what needs OPENAI_API_KEY',
+                '"half" leaves out what needs GROQ_API_KEY',
+                '"none" is dormant: OPENAI_API_KEY is not set',
+                '"alias" leaves out what needs OPENAI_API_KEY',
+                '"alias" leaves out what needs GROQ_API_KEY',
+                '"m-*" leaves out what needs OPENAI_API_KEY',
+                '"m-*" leaves out what needs GROQ_API_KEY',
+            ],
+            1,
+        ),
+        (
+            ("OPENAI_API_KEY",),
+            [
+                '"half" leaves out what needs GROQ_API_KEY',
+                '"none" leaves out what needs GROQ_API_KEY',
+                '"alias" leaves out what needs GROQ_API_KEY',
+                '"m-*" leaves out what needs GROQ_API_KEY',
+            ],
+            0,
+        ),
+        (("OPENAI_API_KEY", "GROQ_API_KEY"), [], 0),
+    ],
+)
+def test_check_of_chains(
+    here: Path,
+    verb: Verb,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    notes: list[str],
+    dormant: int,
+) -> None:
+    """A route is dormant when all its places are; of one that is not, what is left out is noted."""
+    (here / "chains.toml").write_text(CHAINS)
+    for name in names:
+        monkeypatch.setenv(name, "sk-CANARY-0123456789")
+    done = verb("check", "chains.toml")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        *(f"chains.toml: note: {note}" for note in notes),
+        f"chains.toml: ok: 6 routes ({dormant} dormant), 0 keys, 1 surfaces",
+    ]
+
+
+def test_check_of_bad_chains(here: Path, verb: Verb) -> None:
+    """All that is wrong along a chain is told by its place, one line each."""
+    (here / "chains.toml").write_text(
+        """
+[upstreams.corp]
+base_url = "http://h/v1"
+credential = ["ck-CANARY-1", "ck-CANARY-1"]
+retry = { attempts = 11 }
+[routes]
+a = { upstream = "corp", fallback = ["corp/x", "q0q0q0/x"] }
+b = { targets = [{ to = "corp/x", weight = 0 }, "corp/y"], policy = "wieghted" }
+c = { upstream = "corp", fallback = "d" }
+d = { upstream = "corp", fallback = "c" }
+"""
+    )
+    done = verb("check", "chains.toml")
+    assert (done.status, done.out) == (1, "")
+    assert sorted(line.split(": ")[1] for line in done.err.splitlines()) == [
+        "routes.a.fallback[1]",
+        "routes.b.policy",
+        "routes.b.targets[0].weight",
+        "routes.c",
+        "upstreams.corp.credential",
+        "upstreams.corp.retry.attempts",
+    ]
+
+
 def test_check_of_a_bad_file(here: Path) -> None:
     """All problems of a bad file go to stderr, one line each, with exit status 1."""
     done = run(here, "check", "bad.toml")
@@ -276,6 +365,7 @@ def test_explain(here: Path) -> None:
         ["timeout", "idle 7 s  (upstreams.corp.timeout)"],
         ["timeout", "write 60 s  (built in)"],
         ["timeout", "total 90 s  (routes.big.timeout)"],
+        ["retry", "3 attempts within 600 s"],
     ]
 
 
@@ -415,6 +505,34 @@ def test_routes(here: Path) -> None:
     ]
     awake = run(here, "routes", env={"OPENAI_API_KEY": "sk-CANARY"})
     assert awake.out.splitlines()[3].endswith("ready")
+
+
+def test_routes_of_chains(here: Path, verb: Verb) -> None:
+    """Of a route with several places the first is shown, and how many there are more; it sleeps only
+    where all of them do.
+    """
+    (here / "chains.toml").write_text(CHAINS)
+    done = verb("routes", "-c", "chains.toml")
+    assert (done.status, done.err) == (0, "")
+    assert [re.split(r" {2,}", line) for line in done.out.splitlines()[1:]] == [
+        ["one", "corp", "x", "ready"],
+        ["two", "corp", "big", "ready, and 1 more place"],
+        ["half", "openai", "as asked", "ready, and 2 more places"],
+        ["none", "openai", "a", "dormant: OPENAI_API_KEY is not set, and 1 more place"],
+        ["alias", "openai", "half", "ready, and 2 more places"],
+        ["m-*", "corp", "*", "ready, and 5 more places"],
+    ]
+
+
+def test_explain_chains(here: Path, verb: Verb) -> None:
+    """Every place of a chain is shown in its order; one that is ready is enough for status 0."""
+    (here / "chains.toml").write_text(CHAINS)
+    done = verb("explain", "alias", "-c", "chains.toml")
+    assert (done.status, done.err) == (0, "")
+    lines = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in done.out.splitlines()]
+    told = [text for label, text in lines if label in ("place", "upstream", "upstream model")]
+    assert told == ["1 of 3", "half", "openai", "2 of 3", "x", "groq", "3 of 3", "y", "corp"]
+    assert verb("explain", "none", "-c", "chains.toml").status == 1
 
 
 def test_reader_that_leaves(here: Path) -> None:

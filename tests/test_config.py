@@ -11,6 +11,7 @@ from datetime import date, datetime
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import orjson
@@ -23,7 +24,7 @@ from proxy import dialects
 from proxy.config import ConfigError, Snapshot, load
 from proxy.config.problems import dotted
 from proxy.config.tables import SHORT, Table
-from proxy.routes import Timeouts
+from proxy.routes import Retry, Route, Target, Timeouts, Upstream
 from proxy.surfaces import Address
 
 Node = tuple[str | int, ...]
@@ -118,9 +119,15 @@ def nodes(tree: Any, path: Node = ()) -> Iterator[tuple[Node, Any]]:
 HASH = "sha256:" + sha256(b"mobile").hexdigest()
 
 FULL: dict[str, Any] = {
-    "server": {"max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s"},
+    "server": {
+        "max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s", "lame_duck": "250ms",
+    },
     "defaults": {
-        "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"}
+        "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"},
+        "retry": {
+            "attempts": 4, "deadline": "60s", "stale": False, "failover_5xx": False, "ambiguous": True,
+        },
+        "keepalive": "15s",
     },
     "surface": [
         {
@@ -145,7 +152,12 @@ FULL: dict[str, Any] = {
         },
     ],
     "upstreams": {
-        "openai": {"credential": "sk-openai-0123456789"},
+        "openai": {
+            "credential": [
+                "sk-openai-0123456789", {"header": "x-second", "secret": "sk-openai-9876543210"},
+            ],
+            "retry": {"attempts": 2},
+        },
         "corp": {
             "base_url": "https://llm.corp.example:8443/v1/",
             "credential": {"header": "apikey", "secret": "sk-corp-0123456789"},
@@ -181,6 +193,18 @@ FULL: dict[str, Any] = {
         "qwen/*": {"upstream": "dashscope-intl", "list": ["qwen/qwen-turbo"]},
         "alias": "default",
         "team": {"upstream": "corp", "model": "big", "timeout": {"total": "60s"}},
+        "fast/*": {
+            "targets": [
+                "openai/gpt-4o-mini", {"to": "corp/small-*", "weight": 2.5}, {"to": "alias"},
+            ],
+            "policy": "weighted",
+            "sticky": "X-Session-Id",
+            "fallback": ["team", "openai/gpt-*"],
+            "retry": {"attempts": 9, "deadline": "none"},
+            "on_context_length": True,
+            "peek": True,
+            "keepalive": "5s",
+        },
         "own/*": {"base_url": "http://[::1]:8000/v1", "credential": "sk-own-0123456789", "model": "*"},
     },
     "keys": {
@@ -238,21 +262,21 @@ def test_smallest_useful_file() -> None:
     for asked in ("gpt-4o", "claude-3-5-sonnet", "claude-opus", "corp/m"):
         route = snapshot.routes.match(asked)
         assert route is not None
-        upstream = route.upstream
-        credential = upstream.credential.secret.reveal() if upstream.credential else None
+        upstream = route.first.upstream
+        secrets = [credential.secret.reveal() for credential in upstream.credentials]
         sent[asked] = (
             upstream.base.url("x"),
-            route.model_sent(asked),
-            credential,
+            route.model_sent(route.first, asked),
+            secrets,
             upstream.missing,
         )
     assert sent == {
-        "gpt-4o": ("https://api.openai.com/v1/x", "gpt-4o", "ok-1", None),
+        "gpt-4o": ("https://api.openai.com/v1/x", "gpt-4o", ["ok-1"], None),
         "claude-3-5-sonnet": (
-            "https://api.anthropic.com/v1/x", "claude-sonnet-4-5", None, "ANTHROPIC_API_KEY",
+            "https://api.anthropic.com/v1/x", "claude-sonnet-4-5", [], "ANTHROPIC_API_KEY",
         ),
-        "claude-opus": ("https://api.anthropic.com/v1/x", "claude-opus", None, "ANTHROPIC_API_KEY"),
-        "corp/m": ("https://llm.corp.example/v1/x", "m", "ck-1", None),
+        "claude-opus": ("https://api.anthropic.com/v1/x", "claude-opus", [], "ANTHROPIC_API_KEY"),
+        "corp/m": ("https://llm.corp.example/v1/x", "m", ["ck-1"], None),
     }  # fmt: skip
 
 
@@ -267,7 +291,7 @@ def test_one_line_file() -> None:
     assert snapshot.settings.drain == 120
     route = snapshot.routes.match("m")
     assert route is not None
-    assert route.timeouts == Timeouts(5, 600, 600, 60, None)
+    assert route.first.timeouts == Timeouts(5, 600, 600, 60, None)
 
 
 def test_full_file() -> None:
@@ -275,7 +299,7 @@ def test_full_file() -> None:
     snapshot = read(file_of(FULL))
     s = snapshot.settings
     assert (s.max_body, s.max_inflight, s.max_held, s.drain) == (2**20, 10, 2**21, 5)
-    assert (s.log_format, s.log_level) == ("json", "debug")
+    assert (s.log_format, s.log_level, s.lame_duck) == ("json", "debug", 0.25)
     apps, local = snapshot.surfaces
     assert (apps.name, apps.auth, apps.models) == ("apps", "keys", "list")
     assert apps.base_paths == ("/api/v1", "/v1")
@@ -295,24 +319,36 @@ def test_full_file() -> None:
     )
     assert corp.base.origin.proxy == "http://egress.corp.example:3128"
     assert corp.headers == ((b"x-team", b"search"),)
-    assert corp.credential is not None
-    assert corp.credential.line() == (b"apikey", b"sk-corp-0123456789")
+    (credential,) = corp.credentials
+    assert credential.line("chat") == (b"apikey", b"sk-corp-0123456789")
     assert (corp.terminal, corp.passthrough, corp.billed, corp.spoken) == ("done", True, True, None)
     europe = snapshot.upstreams["eu"]
     assert europe.base.url("x") == "https://acme-eu.openai.azure.com/openai/v1/x"
     assert (europe.spoken, europe.inferred, europe.billed) == (("chat", "messages"), False, False)
-    assert (europe.credential, europe.lacks(passthrough=False)) == (None, None)
+    assert (europe.credentials, europe.lacks(passthrough=False)) == ((), None)
     assert europe.defaults["messages"] == ((b"anthropic-version", b"2024-01-01"),)
     (live,) = snapshot.live
     assert (live.command, live.refresh) == (("gcloud", "auth", "print-access-token"), 3000)
     assert {p: u.name for p, u in snapshot.unrouted.upstreams.items()} == FULL["unrouted"]
     assert [route.name for route in snapshot.routes.routes] == list(FULL["routes"])
     assert [snapshot.routes.names(route) for route in snapshot.routes.routes] == [
-        ("default",), ("qwen/qwen-turbo",), ("alias",), ("team",), (),
+        ("default",), ("qwen/qwen-turbo",), ("alias",), ("team",), (), (),
+    ]  # fmt: skip
+    fast = snapshot.routes.match("fast/x")
+    assert fast is not None
+    assert [[place(fast, one, "fast/x") for one in group.targets] for group in fast.groups] == [
+        ["openai/gpt-4o-mini", "corp/small-x", "openai/gpt-4o"], ["corp/big"], ["openai/gpt-x"],
+    ]  # fmt: skip
+    assert [one.weight for one in fast.groups[0].targets] == [1, 2.5, 1]
+    assert (fast.groups[0].policy, fast.groups[0].sticky) == ("weighted", b"x-session-id")
+    assert (fast.on_context_length, fast.peek, fast.keepalive) == (True, True, 5)
+    assert fast.groups[2].targets[0].retry == Retry(9, None, False, False, True)
+    assert [one.secret.reveal() for one in snapshot.upstreams["openai"].credentials] == [
+        "sk-openai-0123456789", "sk-openai-9876543210",
     ]  # fmt: skip
     own = snapshot.routes.match("own/x")
     assert own is not None
-    assert own.upstream.base.url("x") == "http://[::1]:8000/v1/x"
+    assert own.first.upstream.base.url("x") == "http://[::1]:8000/v1/x"
     mobile = snapshot.keys.find(b"mobile")
     assert mobile is not None
     assert mobile.expires == date(2027, 6, 30)
@@ -326,15 +362,17 @@ def test_timeouts_say_who_set_them() -> None:
     snapshot = read(file_of(FULL))
     route = snapshot.routes.match("team")
     assert route is not None
-    assert route.timeouts == Timeouts(connect=1, first_byte=20, idle=7, write=0.25, total=60)
-    assert snapshot.origins["team"] == {
+    assert route.first.timeouts == Timeouts(connect=1, first_byte=20, idle=7, write=0.25, total=60)
+    assert route.first.origins == {
         "connect": "defaults.timeout",
         "first_byte": "defaults.timeout",
         "idle": "upstreams.corp.timeout",
         "write": "defaults.timeout",
         "total": "routes.team.timeout",
     }
-    assert set(read(ROUTES).origins["m"].values()) == {"built in"}
+    plain = read(ROUTES).routes.match("m")
+    assert plain is not None
+    assert set(plain.first.origins.values()) == {"built in"}
 
 
 def test_digest_is_of_the_file() -> None:
@@ -350,10 +388,15 @@ def test_line_ends_and_comments_do_not_matter() -> None:
     )
 
 
-def _upstream(snapshot: Snapshot, model: str = "m") -> Any:
+def place(route: Route, target: Target, asked: str = "m") -> str:
+    """Write where *target* of *route* leads, as the file does."""
+    return f"{target.upstream.name}/{route.model_sent(target, asked)}"
+
+
+def _upstream(snapshot: Snapshot, model: str = "m") -> Upstream:
     route = snapshot.routes.match(model)
     assert route is not None
-    return route.upstream
+    return route.first.upstream
 
 
 # Not built yet
@@ -361,36 +404,29 @@ def _upstream(snapshot: Snapshot, model: str = "m") -> Any:
 LATER: list[tuple[str, str]] = [
     ("[server]\nworkers = 1", "server.workers"),
     ('[server]\ncontrol = "unix:/run/c"', "server.control"),
-    ('[server]\nlame_duck = "5s"', "server.lame_duck"),
     ("[server]\ndocs = true", "server.docs"),
     ("[server]\necho_model = false", "server.echo_model"),
     ('[server]\nerrors = { 401 = "Unauthorized" }', "server.errors"),
     ("[server]\ncors = []", "server.cors"),
-    ("[defaults]\nretry = { attempts = 3 }", "defaults.retry"),
     ("[[surface]]\ndocs = true", "surface[0].docs"),
     ("[[surface]]\necho_model = false", "surface[0].echo_model"),
     ('[[surface]]\nerrors = { 401 = "Unauthorized" }', "surface[0].errors"),
     ("[[surface]]\ncors = []", "surface[0].cors"),
-    ('[upstreams.openai]\ncredential = ["a", "b"]', "upstreams.openai.credential"),
-    ('[upstreams.openai]\ncredential = ["a"]', "upstreams.openai.credential"),
     ('[upstreams.openai]\nforward = ["mixTuningId"]', "upstreams.openai.forward"),
-    ("[upstreams.openai]\nretry = { attempts = 1 }", "upstreams.openai.retry"),
-    ('[routes.r]\nupstream = "openai"\nfallback = ["openai/x"]', "routes.r.fallback"),
-    ('[routes.r]\ntargets = [{ to = "groq/x", weight = 3 }]', "routes.r.targets"),
-    ('[routes.r]\npolicy = "weighted"', "routes.r.policy"),
     ('[routes.r]\nheader = "mixTuningId"', "routes.r.header"),
     ('[routes.r]\nmissing = "BadRequest"', "routes.r.missing"),
     ('[routes.r]\nunknown = "MixTuningNotFound"', "routes.r.unknown"),
     ('[routes.r.to]\nmix-fast = "fast"', "routes.r.to"),
-    ('[routes.r]\nupstream = "openai"\nretry = { attempts = 1 }', "routes.r.retry"),
-    ('[routes.r]\nbase_url = "http://h"\ncredential = ["a", "b"]', "routes.r.credential"),
+    ('[routes.r]\nupstream = "openai"\nforward = ["mixTuningId"]', "routes.r.forward"),
     ('[keys.k]\nsecret = "x"\nlimits = { rpm = 600 }', "keys.k.limits"),
     ('[hooks.alerts]\nroute = "m"', "hooks"),
     ('[store]\nurl = "memory://"', "store"),
     ('[[test]]\nrequest = { model = "m" }', "test"),
-    ('[routes.timeout]\nupstream = "openai"\nfallback = ["openai/x"]', "routes.timeout.fallback"),
-    ('[routes.credential]\nupstream = "openai"\nretry = {}', "routes.credential.retry"),
-    ("[upstreams.timeout]\nkeepalive = true", "upstreams.timeout.keepalive"),
+    ('[routes.timeout]\nupstream = "openai"\nheader = "x"', "routes.timeout.header"),
+    ('[routes.credential]\nupstream = "openai"\nto = {}', "routes.credential.to"),
+    ('[routes.targets]\ntargets = ["openai/x"]\nunknown = "x"', "routes.targets.unknown"),
+    ("[upstreams.timeout]\nforward = []", "upstreams.timeout.forward"),
+    ("[upstreams.credential]\nforward = []", "upstreams.credential.forward"),
 ]
 
 
@@ -428,7 +464,7 @@ errors     = { 401 = "Unauthorized" }
 hosts      = []
 cors       = []
 [upstreams.openai]
-credential = ["${OPENAI_API_KEY}", "${file:FILE}"]
+credential = ["${OPENAI_API_KEY}", "${file:SECOND}"]
 [upstreams.azure]
 vars       = { resource = "acme-eu" }
 [upstreams.deepseek]
@@ -483,23 +519,22 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_all_of_the_design(pem: Path) -> None:
+def test_all_of_the_design(pem: Path, secret: Path) -> None:
     """Of the file that shows everything, each key is understood or refused as not built yet."""
-    toml = DESIGN.replace("FILE", str(pem)).replace("HASH", HASH)
+    toml = DESIGN.replace("FILE", str(pem)).replace("SECOND", str(secret)).replace("HASH", HASH)
     names = ("OPENAI_API_KEY", "CORP_KEY", "TEAM_KEY", "HOOK_ALERTS_SECRET")
     problems = told(toml, {name: f"{name}-secret" for name in names})
     moai = 'routes."Humiris/humiris-moai"'
     assert set(problems) == {
-        "server.workers", "defaults.retry", "upstreams.openai.credential",
-        "surface[0].docs", "surface[0].echo_model", "surface[0].errors", "surface[0].cors",
-        "routes.fast.targets", "routes.fast.policy", f"{moai}.header", f"{moai}.missing",
-        f"{moai}.unknown", f"{moai}.to", "keys.mobile.limits", "hooks", "store", "test",
+        "server.workers", "surface[0].docs", "surface[0].echo_model", "surface[0].errors",
+        "surface[0].cors", f"{moai}.header", f"{moai}.missing", f"{moai}.unknown", f"{moai}.to",
+        "keys.mobile.limits", "hooks", "store", "test",
     }  # fmt: skip
     assert all("not supported yet" in message for message in problems.values())
 
 
 def test_local_server_with_fallback() -> None:
-    """Of the file that shows a fallback, only the key that is not built yet is refused."""
+    """The file that shows a fallback leads to a local server first, then to a vendor."""
     toml = """
 [upstreams.gpu]
 base_url = "http://gpu-1:8000/v1"
@@ -510,12 +545,13 @@ model    = "meta-llama/Llama-3.3-70B-Instruct"
 fallback = ["openai/gpt-4o-mini"]
 timeout  = { first_byte = "20s" }
 """
-    assert told(toml) == {"routes.llama.fallback": "not supported yet"}
-    upstream = _upstream(
-        read("\n".join(line for line in toml.splitlines() if "fallb" not in line)), "llama"
-    )
-    assert upstream.base.url("x") == "http://gpu-1:8000/v1/x"
-    assert not upstream.billed
+    route = route_of(toml, "llama")
+    here, there = (group.targets[0] for group in route.groups)
+    assert here.upstream.base.url("x") == "http://gpu-1:8000/v1/x"
+    assert not here.upstream.billed
+    assert place(route, there) == "openai/gpt-4o-mini"
+    assert there.upstream.billed
+    assert (here.timeouts.first_byte, there.timeouts.first_byte) == (20, 20)
 
 
 def test_list_as_the_design_writes_it() -> None:
@@ -729,7 +765,7 @@ def test_references(text: str, env: dict[str, str], value: str, secret: Path) ->
     tree = {"routes": {"m": {"upstream": "sandbox", "model": text.replace("@", str(secret))}}}
     route = read(file_of(tree), env).routes.match("m")
     assert route is not None
-    assert route.model == value
+    assert route.first.model == value
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
@@ -740,7 +776,8 @@ def test_line_end_of_a_secret_file(end: str, tmp_path: Path) -> None:
         "upstreams": {"openai": {"credential": f"${{file:{tmp_path}/s}}"}},
         "routes": {"m": "openai/x"},
     }
-    assert _upstream(read(file_of(tree))).credential.secret.reveal() == "sk-1"  # fmt: skip
+    (credential,) = _upstream(read(file_of(tree))).credentials
+    assert credential.secret.reveal() == "sk-1"
 
 
 def test_references_stand_in_values_only() -> None:
@@ -804,7 +841,8 @@ def test_secret_file_of_a_preset(used: bool, secret: Path, tmp_path: Path) -> No
     toml = f'[routes]\nm = "{"openai" if used else "sandbox"}/x"'
     snapshot = read(toml, {"OPENAI_API_KEY_FILE": str(secret)})
     if used:
-        assert _upstream(snapshot).credential.secret.reveal() == SECRET_FILE
+        (credential,) = _upstream(snapshot).credentials
+        assert credential.secret.reveal() == SECRET_FILE
         problems = told(toml, {"OPENAI_API_KEY_FILE": str(tmp_path / "lost")})
         assert "OPENAI_API_KEY_FILE" in problems["upstreams.openai.credential"]
     else:
@@ -828,7 +866,7 @@ def test_secret_knows_its_source(secret: Path) -> None:
         ("sk-${MY_KEY}", "upstreams.openai.credential"),
     ):
         tree = {"upstreams": {"openai": {"credential": text}}, "routes": {"m": "openai/x"}}
-        credential = _upstream(read(file_of(tree), {"MY_KEY": "sk-1"})).credential
+        (credential,) = _upstream(read(file_of(tree), {"MY_KEY": "sk-1"})).credentials
         assert credential.secret.source == source
 
 
@@ -844,15 +882,24 @@ JUNK: list[Any] = [
     ["x", 5],
     [{"x": 1}, 5],
 ]
-FITS: dict[Node, type] = {
-    ("server", "max_body"): int,
-    ("server", "max_held"): int,
-    ("server", "max_inflight"): int,
-    ("surface", 1, "open"): bool,
-    ("upstreams", "corp", "passthrough"): bool,
-    ("upstreams", "eu", "optional"): bool,
-    ("upstreams", "eu", "billed"): bool,
-    ("keys", "mobile", "expires"): date,
+FITS: dict[Node, tuple[type, ...]] = {
+    ("server", "max_body"): (int,),
+    ("server", "max_held"): (int,),
+    ("server", "max_inflight"): (int,),
+    ("defaults", "retry", "attempts"): (int,),
+    ("defaults", "retry", "stale"): (bool,),
+    ("defaults", "retry", "failover_5xx"): (bool,),
+    ("defaults", "retry", "ambiguous"): (bool,),
+    ("surface", 1, "open"): (bool,),
+    ("upstreams", "openai", "retry", "attempts"): (int,),
+    ("upstreams", "corp", "passthrough"): (bool,),
+    ("upstreams", "eu", "optional"): (bool,),
+    ("upstreams", "eu", "billed"): (bool,),
+    ("routes", "fast/*", "targets", 1, "weight"): (int, float),
+    ("routes", "fast/*", "retry", "attempts"): (int,),
+    ("routes", "fast/*", "on_context_length"): (bool,),
+    ("routes", "fast/*", "peek"): (bool,),
+    ("keys", "mobile", "expires"): (date,),
 }
 
 
@@ -860,7 +907,7 @@ FITS: dict[Node, type] = {
 def test_wrong_types(path: Node) -> None:
     """A value of another type is refused at its place: nothing is coerced, nothing taken for a list."""
     for junk in JUNK:
-        if type(junk) is FITS.get(path):
+        if type(junk) in FITS.get(path, ()):
             continue
         with pytest.raises(ConfigError) as caught:
             read(file_of(changed(FULL, path, junk)))
@@ -873,6 +920,7 @@ def test_text_in_place_of_another_type(path: Node) -> None:
     """Text is not read as a number, a date, a list or a table, but where the file says it may be."""
     short = {
         ("upstreams", "corp", "credential"), ("upstreams", "vertex", "credential"),
+        ("upstreams", "openai", "credential"), ("upstreams", "openai", "credential", 1),
         ("keys", "mobile"), ("keys", "long"),
     }  # fmt: skip
     lists = {("surface", 1, "listen"), ("upstreams", "eu", "env")}
@@ -1186,9 +1234,9 @@ def test_every_dialect_may_be_named(place: str, dialect: str) -> None:
     value: Any = {"forms": {dialect: "apikey"}, "defaults": {dialect: {"a": "b"}}, "speaks": [dialect]}  # fmt: skip
     tree = {"upstreams": {"up": {"base_url": "http://h/v1", "credential": "sk-1", place: value[place]}}, "routes": {"m": "up/x"}}  # fmt: skip
     upstream = _upstream(read(file_of(tree)))
-    one = dialects.DIALECTS[dialect]
+    (credential,) = upstream.credentials
     assert {
-        "forms": upstream.credential_for(one).line() == (b"apikey", b"sk-1"),
+        "forms": credential.line(dialect) == (b"apikey", b"sk-1"),
         "defaults": upstream.defaults.get(dialect) == ((b"a", b"b"),),
         "speaks": upstream.spoken == (dialect,),
     }[place]
@@ -1255,12 +1303,13 @@ def test_credential_of_a_command(table: str, header: bytes, refresh: float | Non
     snapshot = read(toml)
     upstream = _upstream(snapshot)
     (live,) = snapshot.live
-    assert live.secret is upstream.credential.secret
+    (credential,) = upstream.credentials
+    assert live.secret is credential.secret
     assert live.command[0] == "gcloud"
     assert (live.refresh, live.read) == (refresh, None)
     assert (upstream.missing, live.secret.known) == (None, False)
     live.secret.replace("ya29-1")
-    name, value = upstream.credential.line()
+    name, value = credential.line("chat")
     assert (name, value.rpartition(b" ")[2]) == (header, b"ya29-1")
 
 
@@ -1268,7 +1317,8 @@ def test_command_of_a_path() -> None:
     """A command is called by its name, not by its arguments or its place, wherever it is told."""
     toml = '[routes.m]\nbase_url = "http://h"\ncredential = { command = ["/opt/x/token", "--key=CANARY"] }'
     snapshot = read(toml)
-    assert _upstream(snapshot).credential.secret.source == "the command token"
+    (credential,) = _upstream(snapshot).credentials
+    assert credential.secret.source == "the command token"
     assert "CANARY" not in repr(_upstream(snapshot))
 
 
@@ -1557,19 +1607,45 @@ def test_bad_upstream_names(name: str) -> None:
     assert list(told(file_of(tree))) == [dotted(("upstreams", name))]
 
 
-def test_long_chain_of_aliases() -> None:
-    """A chain of aliases may be as long as it likes."""
-    lines = "".join(f'a{n} = "a{n + 1}"\n' for n in range(3000))
-    table = read(f'[routes]\n{lines}a3000 = "openai/x"').routes
-    route = table.match("a0")
-    assert route is not None
-    assert route.upstream.name == "openai"
+@pytest.mark.parametrize("order", [1, -1], ids=["downwards", "upwards"])
+def test_long_chain_of_aliases(order: int) -> None:
+    """A chain of up to 50 routes is followed to its end; a longer one is a mistake, however it is
+    written down, and however long.
+    """
+
+    def chain(count: int) -> str:
+        lines = [f'a{n} = "a{n + 1}"' for n in range(count - 1)] + [f'a{count - 1} = "openai/x"']
+        return "[routes]\n" + "\n".join(lines[::order])
+
+    route = route_of(chain(50), "a0")
+    assert (place(route, route.first), len(route.via)) == ("openai/x", 49)
+    for count in (52, 3000):
+        assert all("50" in message for message in told(chain(count)).values())
 
 
 def test_ten_thousand_routes_load() -> None:
     """A file of ten thousand routes is read within a second or two."""
     lines = "".join(f'"vendor/model-{n}" = "openai/model-{n}"\n' for n in range(10_000))
     assert len(read(f"[routes]\n{lines}").routes.routes) == 10_000
+
+
+@pytest.mark.parametrize("line", [
+    'm{n} = {{ upstream = "openai", fallback = ["groq/a", "default"] }}',
+    'm{n} = {{ targets = ["openai/a", {{ to = "default", weight = 2 }}], policy = "weighted" }}',
+    'm{n} = "default"',
+    'm{n} = {{ base_url = "http://h/v1", credential = ["a{n}", "b{n}"], retry = {{ attempts = 2 }} }}',
+])  # fmt: skip
+def test_many_routes_cost_what_few_cost(line: str) -> None:
+    """Where each of many routes names several places, four times as many take about four times as long."""
+
+    def seconds(count: int) -> float:
+        lines = "\n".join(line.format(n=n) for n in range(count))
+        started = process_time()
+        assert len(read(f'[routes]\ndefault = "openai/x"\n{lines}\n').routes.routes) == count + 1
+        return process_time() - started
+
+    few = min(seconds(400) for _ in range(3))
+    assert seconds(1600) < 14 * few  # sixteen would be the square
 
 
 def test_many_mistakes_are_quick() -> None:
@@ -1581,6 +1657,656 @@ def test_many_mistakes_are_quick() -> None:
 def test_no_key_stands_for_a_short_route() -> None:
     """A route that is a table names its upstream by a key of this page, and by no other."""
     assert told('[routes.m]\n"\\u0000" = "openai/x"\nupstream = "openai"')
+
+
+# Where else to go
+
+PLACES_TO_GO = """
+[upstreams.corp]
+base_url = "http://h/v1"
+[routes]
+default = "openai/gpt"
+alias = "default"
+asked = { upstream = "corp" }
+"q/*" = { upstream = "corp", model = "*" }
+safe = { upstream = "corp", model = "big", fallback = ["openai/gpt", "groq/llama"] }
+fast = { targets = ["groq/llama", { to = "cerebras/llama", weight = 3 }], policy = "weighted" }
+safe-alias = "safe"
+"""
+
+
+def route_of(toml: str, model: str = "m", env: Mapping[str, str] | None = None) -> Route:
+    """Return the route of *model*."""
+    route = read(toml, env).routes.match(model)
+    assert route is not None
+    return route
+
+
+def groups(line: str, model: str = "m") -> list[list[str]]:
+    """Return where a route written as *line* leads, among `PLACES_TO_GO`."""
+    route = route_of(PLACES_TO_GO + line, model)
+    return [[place(route, one, model) for one in group.targets] for group in route.groups]
+
+
+@pytest.mark.parametrize(
+    ("fallback", "after"),
+    [
+        ('"groq/x"', [["groq/x"]]),
+        ('["groq/x"]', [["groq/x"]]),
+        ('["groq/x", "corp/y/z"]', [["groq/x"], ["corp/y/z"]]),
+        ("[]", []),
+        ('"default"', [["openai/gpt"]]),
+        ('"alias"', [["openai/gpt"]]),
+        ('"asked"', [["corp/asked"]]),
+        ('"safe"', [["corp/big"], ["openai/gpt"], ["groq/llama"]]),
+        ('"safe-alias"', [["corp/big"], ["openai/gpt"], ["groq/llama"]]),
+        ('["fast", "default"]', [["groq/llama", "cerebras/llama"], ["openai/gpt"]]),
+        ('"q/x"', None),
+    ],
+)
+def test_fallback(fallback: str, after: list[list[str]] | None) -> None:
+    """A route falls back to places and to other routes, whose own fallbacks go along, in the order
+    in which they stand there.
+    """
+    line = f'm = {{ upstream = "corp", model = "own", fallback = {fallback} }}'
+    if after is None:
+        assert list(told(PLACES_TO_GO + line)) == ["routes.m.fallback"]
+    else:
+        assert groups(line) == [["corp/own"], *after]
+
+
+@pytest.mark.parametrize(
+    ("line", "asked", "expected"),
+    [
+        ('m = "safe"', "m", [["corp/big"], ["openai/gpt"], ["groq/llama"]]),
+        ('m = "fast"', "m", [["groq/llama", "cerebras/llama"]]),
+        ('m = "asked"', "m", [["corp/asked"]]),
+        ('"m-*" = "safe-alias"', "m-1", [["corp/big"], ["openai/gpt"], ["groq/llama"]]),
+        (
+            '"m-*" = { upstream = "corp", model = "*", fallback = ["openai/gpt-*", "default"] }',
+            "m-4",
+            [["corp/4"], ["openai/gpt-4"], ["openai/gpt"]],
+        ),
+        (
+            '"m-*" = { targets = ["corp/*", "openai/gpt-*"], fallback = "groq/*" }',
+            "m-4",
+            [["corp/4", "openai/gpt-4"], ["groq/4"]],
+        ),
+        ('"m-*" = { upstream = "corp", fallback = "default" }', "m-4", [["corp/m-4"], ["openai/gpt"]]),
+        ('m = { base_url = "http://own/v1", fallback = "default" }', "m", [["m/m"], ["openai/gpt"]]),
+        (
+            '"groq/x" = { upstream = "corp", fallback = "groq/x" }',
+            "groq/x",
+            [["corp/groq/x"], ["groq/x"]],
+        ),
+        ('"groq/x" = { targets = ["groq/x", "corp/x"] }', "groq/x", [["groq/x", "corp/x"]]),
+    ],
+)  # fmt: skip
+def test_names_along_a_chain(line: str, asked: str, expected: list[list[str]]) -> None:
+    """Each place is asked for the model that is written for it: an alias carries its route's places
+    along, a `*` is filled in at each, and where none is written it is the name asked for. A route
+    that is called what its upstream and model are called leads there.
+    """
+    assert groups(line, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "way"),
+    [
+        ('m = { upstream = "corp", fallback = "m" }', "m.fallback", ""),
+        ('m = { upstream = "corp", fallback = ["groq/x", "m"] }', "m.fallback[1]", ""),
+        ('m = { upstream = "corp", fallback = "n" }\nn = "m"', "m", "m → n → m"),
+        (
+            'm = { upstream = "corp", fallback = "n" }\nn = { upstream = "corp", fallback = ["m"] }',
+            "m",
+            "m → n → m",
+        ),
+        ('m = { targets = ["n", "groq/x"] }\nn = { targets = ["m"] }', "m", "m → n → m"),
+        ('m = { targets = ["groq/x"], fallback = "n" }\nn = "o"\no = { targets = ["m"] }', "m", "m → n → o → m"),
+        ('m = { targets = ["m", "groq/x"] }', "m", "m → m"),
+        ('m = "n"\nn = { upstream = "corp", fallback = ["o"] }\no = "n"', "n", "n → o → n"),
+    ],
+)  # fmt: skip
+def test_circles_through_fallbacks(lines: str, path: str, way: str) -> None:
+    """A chain that leads back to where it began, however it goes on there, is told once, with the
+    way round.
+    """
+    problems = told(PLACES_TO_GO + lines)
+    assert list(problems) == [f"routes.{path}"]
+    assert problems[f"routes.{path}"].removesuffix(f": {way}") == "leads back to itself"
+
+
+WAYS = ['upstream = "corp", fallback = "{}"', 'upstream = "corp", model = "x", fallback = ["groq/x", "{}"]', 'targets = ["groq/x", "{}"]', 'targets = [{{ to = "{}" }}, "groq/x"]']  # fmt: skip
+PLACE = ["fallback", "fallback[1]", "targets[1]", "targets[0].to"]
+
+
+@pytest.mark.parametrize(("way", "at"), [*zip(WAYS, PLACE, strict=True)], ids=PLACE)
+@pytest.mark.parametrize(
+    ("to", "word"),
+    [
+        ("fst", 'did you mean "fast"?'),
+        ("Default", 'did you mean "default"?'),
+        ("opnai/gpt", 'did you mean "openai/gpt"?'),
+        ("q0q0q0", "is neither a route nor `upstream/model`"),
+        ("", "is neither a route nor `upstream/model`"),
+        ("/", "is neither a route nor `upstream/model`"),
+        ("openai", "is neither a route nor `upstream/model`"),
+        ("openai/", "is neither a route nor `upstream/model`"),
+        ("/gpt", "is neither a route nor `upstream/model`"),
+        ("q/x", "is neither a route nor `upstream/model`"),
+        ("q/*", '"q/*" is a pattern; name a model that it matches'),
+        ("openai/*", "`*` in a model"),
+        ("${TO}", '"${TO}" is neither a route nor `upstream/model`'),
+    ],
+)
+def test_places_that_do_not_exist(way: str, at: str, to: str, word: str) -> None:
+    """Wherever a place is named it exists, and is one place; the nearest name is suggested, unless
+    a variable wrote it.
+    """
+    lines = f"m = {{ {way.format(to)} }}"
+    problems = told(PLACES_TO_GO + lines, {"TO": "opnai/gpt"} if "$" in to else {})
+    assert list(problems) == [f"routes.m.{at}"]
+    assert word in problems[f"routes.m.{at}"]
+    assert "${" not in to or problems[f"routes.m.{at}"].endswith("`upstream/model`")
+
+
+def test_a_mistake_at_the_end_of_a_chain_is_told_there() -> None:
+    """Who falls back to a route that is wrong is not told of it too."""
+    toml = """
+[routes]
+a = { upstream = "openai", fallback = ["b", "c"] }
+b = { upstream = "openai", fallback = ["nowhere/x"] }
+c = { targets = ["d"] }
+d = { upstream = 5 }
+e = "a"
+"""
+    assert list(told(toml)) == ["routes.d.upstream", "routes.b.fallback[0]"]
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "word"),
+    [
+        ('upstream = "corp", fallback = 5', "fallback", "list"),
+        ('upstream = "corp", fallback = true', "fallback", "list"),
+        ('upstream = "corp", fallback = { to = "x" }', "fallback", "list"),
+        ('upstream = "corp", fallback = ["groq/x", 5]', "fallback[1]", "text"),
+        ('upstream = "corp", fallback = [["groq/x"]]', "fallback[0]", "text"),
+        ('upstream = "corp", fallbacks = ["groq/x"]', "fallbacks", 'did you mean "fallback"?'),
+        ('targets = "groq/x"', "targets", "list"),
+        ('targets = { to = "groq/x" }', "targets", "list"),
+        ("targets = [5]", "targets[0]", "table"),
+        ('targets = ["groq/x", ["groq/x"]]', "targets[1]", "table"),
+        ('targets = ["groq/x", {}]', "targets[1].to", "is missing"),
+        ("targets = [{ weight = 3 }]", "targets[0].to", "is missing"),
+        ("targets = [{ to = 5 }]", "targets[0].to", "text"),
+        ('targets = [{ to = "groq/x", weigth = 3 }]', "targets[0].weigth", 'did you mean "weight"?'),
+        ('targets = [{ to = "groq/x", model = "x" }]', "targets[0].model", "unknown key"),
+        ("targets = []", "", "needs an `upstream`, a `base_url` or `targets`"),
+        ('targets = ["groq/x"], upstream = "corp"', "", "more than one of"),
+        ('targets = ["groq/x"], base_url = "http://h"', "", "more than one of"),
+        ('upstream = "corp", base_url = "http://h"', "", "more than one of"),
+        ('targets = ["groq/x"], model = "x"', "model", "belongs into each of the `targets`"),
+        ('targets = ["groq/x", "fast"]', "targets[1]", "is a route with several targets"),
+        ('targets = [{ to = "safe" }]', "targets[0].to", "is a route with several targets"),
+        ('targets = ["groq/x", "safe-alias"]', "targets[1]", "is a route with several targets"),
+        ('targets = ["groq/x", "corp/y"], policy = "weigthed"', "policy", 'did you mean "weighted"?'),
+        ('targets = ["groq/x", "corp/y"], policy = "least_busy"', "policy", 'did you mean "least-busy"?'),
+        ('targets = ["groq/x", "corp/y"], policy = ""', "policy", "must be"),
+        ('targets = ["groq/x", "corp/y"], policy = ["ordered"]', "policy", "must be"),
+        ('upstream = "corp", policy = "ordered"', "policy", "there are none"),
+        ('upstream = "corp", fallback = "groq/x", policy = "fastest"', "policy", "there are none"),
+        ('upstream = "corp", sticky = "x-session-id"', "sticky", "there are none"),
+        ('targets = ["groq/x", "corp/y"], sticky = "x-id"', "sticky", 'goes with `policy = "weighted"`'),
+        ('targets = ["groq/x"], policy = "fastest", sticky = "x-id"', "sticky", 'goes with `policy = "weighted"`'),
+        ('targets = ["groq/x"], policy = "weighted", sticky = ""', "sticky", "is not the name of a header"),
+        ('targets = ["groq/x"], policy = "weighted", sticky = "a b"', "sticky", "is not the name of a header"),
+        ('targets = ["groq/x"], policy = "weighted", sticky = "ü"', "sticky", "is not the name of a header"),
+        ('targets = ["groq/x"], policy = "weighted", sticky = "x:"', "sticky", "is not the name of a header"),
+        ('targets = ["groq/x"], policy = "weighted", sticky = ["x"]', "sticky", "text"),
+        ('targets = ["groq/x"], credential = "sk-1"', "credential", "belongs to the upstream"),
+        ('targets = ["groq/x"], headers = { a = "b" }', "headers", "belongs to the upstream"),
+        ('targets = ["groq/x"], billed = false', "billed", "belongs to the upstream"),
+        ('upstream = "corp", on_context_length = 1', "on_context_length", "boolean"),
+        ('upstream = "corp", peek = "yes"', "peek", "boolean"),
+        ('upstream = "corp", keepalive = 15', "keepalive", "duration"),
+        ('upstream = "corp", keepalive = "0s"', "keepalive", "duration"),
+        ('upstream = "corp", keepalive = true', "keepalive", "duration"),
+    ],
+)  # fmt: skip
+def test_bad_ways_on(line: str, path: str, word: str) -> None:
+    """What a route says of where else it leads, and how, is well formed and means something."""
+    problems = told(f"{PLACES_TO_GO}m = {{ {line} }}")
+    expected = f"routes.m.{path}" if path else "routes.m"
+    assert list(problems) == [expected]
+    assert word in problems[expected]
+
+
+@pytest.mark.parametrize(
+    "weight", ["0", "-1", "0.0", "-0.5", "inf", "-inf", "nan", "1000001", '"3"', "true", "[1]"]
+)
+def test_bad_weights(weight: str) -> None:
+    """A weight is a positive number within reason."""
+    lines = f'm = {{ targets = ["groq/x", {{ to = "corp/y", weight = {weight} }}], policy = "weighted" }}'
+    assert list(told(PLACES_TO_GO + lines)) == ["routes.m.targets[1].weight"]
+
+
+@pytest.mark.parametrize("weight", [1, 3, 0.001, 2.5, 1_000_000])
+@pytest.mark.parametrize("policy", ["ordered", "weighted", "least-busy", "fastest"])
+def test_weights(weight: float, policy: str) -> None:
+    """A target weighs 1 unless it says otherwise, and every policy may be named."""
+    toml = f'm = {{ targets = ["groq/x", {{ to = "corp/y", weight = {weight} }}], policy = "{policy}" }}'
+    (group,) = route_of(PLACES_TO_GO + toml).groups
+    assert ([one.weight for one in group.targets], group.policy) == ([1, weight], policy)
+    assert group.sticky is None
+
+
+def test_targets_are_ordered_unless_said() -> None:
+    """Without a policy, targets are tried in the order of the file; so is every fallback."""
+    route = route_of(PLACES_TO_GO + 'm = { targets = ["groq/x", "corp/y"], fallback = "fast" }')
+    assert [group.policy for group in route.groups] == ["ordered", "weighted"]
+
+
+@pytest.mark.parametrize("sticky", ["x-session-id", "X-Session-ID", "user-agent", "x_y.z"])
+def test_sticky(sticky: str) -> None:
+    """The header that keeps a caller at one target is found whatever its case."""
+    toml = f'm = {{ targets = ["groq/x", "corp/y"], policy = "weighted", sticky = "{sticky}" }}'
+    assert route_of(PLACES_TO_GO + toml).groups[0].sticky == sticky.lower().encode()
+
+
+def test_one_place_of_a_route_as_a_target() -> None:
+    """A target may be a route that leads to one place, and is that place, with what the route says of it."""
+    toml = """
+[upstreams.corp]
+base_url = "http://h/v1"
+[routes]
+slow = { upstream = "corp", model = "big", timeout = { first_byte = "9s" }, retry = { attempts = 1 } }
+m = { targets = ["openai/x", { to = "slow", weight = 2 }], timeout = { first_byte = "3s" } }
+"""
+    first, second = route_of(toml).groups[0].targets
+    assert (first.timeouts.first_byte, first.retry.attempts, first.weight) == (3, 3, 1)
+    assert (second.timeouts.first_byte, second.retry.attempts, second.weight) == (9, 1, 2)
+
+
+SWITCHES = "on_context_length = true, peek = true, keepalive = '7s'"
+
+
+@pytest.mark.parametrize("alias", ["a", "b", "c-1"])
+def test_alias_is_the_route_it_means(alias: str) -> None:
+    """An alias does all that its route does: it leads to the same places, in the same way."""
+    toml = f"""
+[defaults]
+keepalive = "20s"
+[routes]
+m = {{ targets = ["groq/x", "openai/y"], policy = "weighted", sticky = "x-id", {SWITCHES}, fallback = "sandbox/echo", retry = {{ attempts = 2 }} }}
+a = "m"
+b = "a"
+"c-*" = "b"
+"""
+    table = read(toml).routes
+    route, other = table.match("m"), table.match(alias)
+    assert route is not None
+    assert other is not None
+    for ours, theirs in zip(other.groups, route.groups, strict=True):
+        assert (ours.policy, ours.sticky) == (theirs.policy, theirs.sticky)
+        for one, same in zip(ours.targets, theirs.targets, strict=True):
+            assert place(other, one, alias) == place(route, same)
+            assert (one.upstream, one.weight, one.retry) == (same.upstream, same.weight, same.retry)
+    switches = [(one.on_context_length, one.peek, one.keepalive) for one in (route, other)]
+    assert switches == [(True, True, 7)] * 2
+
+
+def test_fallback_brings_no_switches() -> None:
+    """What a route does of its own is not done by those that fall back to it."""
+    toml = f'[routes]\nn = {{ upstream = "openai", {SWITCHES} }}\nm = {{ upstream = "groq", fallback = "n" }}'
+    route = route_of(toml)
+    assert (route.on_context_length, route.peek, route.keepalive) == (False, False, None)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "route", "seconds"),
+    [
+        ("", "", None),
+        ("", 'keepalive = "5s"', 5),
+        ("", 'keepalive = "none"', None),
+        ('keepalive = "15s"', "", 15),
+        ('keepalive = "15s"', 'keepalive = "250ms"', 0.25),
+        ('keepalive = "15s"', 'keepalive = "none"', None),
+        ('keepalive = "none"', "", None),
+    ],
+)
+def test_keepalive(defaults: str, route: str, seconds: float | None) -> None:
+    """A silent stream gets comments where the defaults say so, unless the route says otherwise."""
+    toml = f'[defaults]\n{defaults}\n[routes.m]\nupstream = "openai"\n{route}\n'
+    assert route_of(toml).keepalive == seconds
+
+
+# Dialects along a chain
+
+
+def speaking(**spoken: list[str] | None) -> str:
+    """Return upstreams that speak so."""
+    return "".join(
+        f'[upstreams.{name}]\nbase_url = "http://{name}/v1"\n'
+        + ("" if dialects_ is None else f"speaks = {toml_of(dialects_)}\n")
+        for name, dialects_ in spoken.items()
+    )
+
+
+CHAINS = [
+    'm = { upstream = "a", fallback = ["b/x", "c/x"] }',
+    'm = { targets = ["a/x", "b/x"], fallback = "c/x" }',
+    'm = { targets = ["a/x", "n", "c/x"] }\nn = "b/x"',
+    'm = { upstream = "a", fallback = "n" }\nn = { upstream = "b", fallback = "c/x" }',
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    ("a", "b", "c", "good"),
+    [
+        (["chat"], ["chat"], ["chat"], True),
+        (["chat"], ["chat", "messages"], ["messages", "chat"], True),
+        (["chat"], None, ["chat"], True),
+        (None, ["messages"], None, True),
+        (["chat"], None, ["messages"], False),
+        (["chat", "models"], ["messages", "models"], None, False),
+        (["chat", "models", "files"], ["embeddings", "models", "files"], ["chat"], False),
+    ],
+)
+def test_dialects_in_common(
+    chain: str, a: list[str] | None, b: list[str] | None, c: list[str] | None, good: bool
+) -> None:
+    """All places of a chain share a dialect that carries a model, as far as it is known what they speak."""
+    toml = f"{speaking(a=a, b=b, c=c)}[routes]\n{chain}\n"
+    if good:
+        assert route_of(toml).groups
+        return
+    problems = told(toml)
+    assert set(problems) <= {"routes.m", "routes.n"}
+    assert all("no dialect in common" in message for message in problems.values())
+
+
+def test_dialects_that_are_inferred() -> None:
+    """What is merely inferred of a vendor is no reason to refuse a chain."""
+    assert route_of('[routes]\nm = { upstream = "humiris", fallback = "anthropic/x" }').groups
+
+
+@pytest.mark.parametrize("line", ['m = "mute/x"', 'm = { upstream = "mute", model = "x" }'])
+def test_one_place_shares_with_nobody(line: str) -> None:
+    """One place alone may speak nothing that carries a model, however its route is written."""
+    assert route_of(f"{speaking(mute=[])}[routes]\n{line}\n").groups
+
+
+# How often, how long
+
+
+@pytest.mark.parametrize("table", ["defaults", "upstreams.openai", "routes.m"])
+@pytest.mark.parametrize(
+    ("line", "key", "word"),
+    [
+        ("attempts = 0", "attempts", "greater than or equal to 1"),
+        ("attempts = -1", "attempts", "greater than or equal to 1"),
+        ("attempts = 11", "attempts", "less than or equal to 10"),
+        ("attempts = 2.5", "attempts", "integer"),
+        ("attempts = true", "attempts", "integer"),
+        ('attempts = "3"', "attempts", "integer"),
+        ('attempts = "${N}"', "attempts", "integer"),
+        ('deadline = "0s"', "deadline", "duration"),
+        ("deadline = 600", "deadline", "duration"),
+        ('deadline = "never"', "deadline", "duration"),
+        ("stale = 1", "stale", "boolean"),
+        ('failover_5xx = "no"', "failover_5xx", "boolean"),
+        ("ambiguous = []", "ambiguous", "boolean"),
+        ("attempt = 3", "attempt", 'did you mean "attempts"?'),
+        ("failover = false", "failover", "unknown key"),
+    ],
+)
+def test_bad_retry(table: str, line: str, key: str, word: str) -> None:
+    """What may be tried again is said with keys that there are, within their bounds."""
+    more = 'upstream = "openai"\n' if table == "routes.m" else ""
+    routes = "" if more else ROUTES
+    problems = told(f"{routes}[{table}]\n{more}retry = {{ {line} }}\n", {"N": "3000000"})
+    assert list(problems) == [f"{table}.retry.{key}"]
+    assert word in problems[f"{table}.retry.{key}"]
+
+
+@pytest.mark.parametrize("value", ["3", "true", '"3"', "[3]"])
+@pytest.mark.parametrize("table", ["defaults", "upstreams.openai", "routes.m"])
+def test_retry_is_a_table(table: str, value: str) -> None:
+    """How often something is tried is one key of several."""
+    more = 'upstream = "openai"\n' if table == "routes.m" else ""
+    problems = told(f"{'' if more else ROUTES}[{table}]\n{more}retry = {value}\n")
+    assert problems == {f"{table}.retry": "must be a table"}
+
+
+@pytest.mark.parametrize("attempts", [1, 10])
+@pytest.mark.parametrize("deadline", ["none", "250ms"])
+def test_retry_bounds(attempts: int, deadline: str) -> None:
+    """One attempt is none again, ten are the most, and a deadline need not be."""
+    toml = f'[routes.m]\nupstream = "openai"\nretry = {{ attempts = {attempts}, deadline = "{deadline}" }}'
+    retry = route_of(toml).first.retry
+    assert retry == Retry(attempts, None if deadline == "none" else 0.25)
+
+
+def test_retry_as_built_in() -> None:
+    """Where nothing is said, what may be billed twice is not tried again, and the rest three times."""
+    assert route_of(ROUTES).first.retry == Retry(
+        attempts=3, deadline=600, stale=True, failover_5xx=True, ambiguous=False
+    )
+
+
+LAYERS = """
+[defaults]
+retry = { attempts = 5, deadline = "50s", stale = false }
+timeout = { connect = "50s", idle = "51s" }
+[upstreams.a]
+base_url = "http://a/v1"
+retry = { attempts = 4, ambiguous = true }
+timeout = { connect = "40s", write = "41s" }
+[upstreams.b]
+base_url = "http://b/v1"
+retry = { deadline = "none" }
+timeout = { total = "30s" }
+[routes]
+plain = "a/x"
+m = { upstream = "a", retry = { attempts = 2 }, timeout = { connect = "20s" }, fallback = ["b/x", "other", "plain"] }
+other = { upstream = "b", retry = { failover_5xx = false }, timeout = { idle = "10s" } }
+spread = { targets = ["a/x", "b/x", "other"], retry = { attempts = 1 }, timeout = { connect = "1s" } }
+alias = "m"
+"""
+PLAIN = (Retry(4, 50, False, True, True), Timeouts(40, 600, 51, 41, None))
+OTHER = (Retry(5, None, False, False, False), Timeouts(50, 600, 10, 60, 30))
+CHAIN = [
+    (Retry(2, 50, False, True, True), Timeouts(20, 600, 51, 41, None)),
+    (Retry(2, None, False, True, False), Timeouts(20, 600, 51, 60, 30)),
+    OTHER,
+    PLAIN,
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("plain", [PLAIN]),
+        ("other", [OTHER]),
+        ("m", CHAIN),
+        ("alias", CHAIN),
+        (
+            "spread",
+            [
+                (Retry(1, 50, False, True, True), Timeouts(1, 600, 51, 41, None)),
+                (Retry(1, None, False, True, False), Timeouts(1, 600, 51, 60, 30)),
+                OTHER,
+            ],
+        ),
+    ],
+)
+def test_layers_hold_place_by_place(model: str, expected: list[tuple[Retry, Timeouts]]) -> None:
+    """Key by key the route's word goes before the upstream's, that before the defaults': at each
+    place those of its own upstream, and of the route that names it.
+    """
+    found = [(one.retry, one.timeouts) for one in route_of(LAYERS, model).targets()]
+    assert found == expected
+
+
+def test_each_place_says_who_set_its_timeouts() -> None:
+    """Each place of a chain knows whose word its timeouts are."""
+    first, second, third, _ = route_of(LAYERS, "alias").targets()
+    assert [one.origins["connect"] for one in (first, second, third)] == [
+        "routes.m.timeout", "routes.m.timeout", "defaults.timeout",
+    ]  # fmt: skip
+    assert [one.origins["idle"] for one in (first, second, third)] == [
+        "defaults.timeout", "defaults.timeout", "routes.other.timeout",
+    ]  # fmt: skip
+    assert [one.origins["total"] for one in (first, second)] == ["built in", "upstreams.b.timeout"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0s", 0), ("0ms", 0), ("5s", 5), ("250ms", 0.25), ("1m30s", 90)]
+)
+def test_lame_duck(text: str, seconds: float) -> None:
+    """How long nothing changes after the word to leave is a duration, and may be none at all."""
+    assert read(f'[server]\nlame_duck = "{text}"\n{ROUTES}').settings.lame_duck == seconds
+    assert read(ROUTES).settings.lame_duck == 0
+
+
+@pytest.mark.parametrize("text", ["none", "", "0", "5", "-1s", "soon", 0, 5, 1.5, True, ["5s"]])
+def test_bad_lame_duck(text: Any) -> None:
+    """Nobody waits for ever to leave; the message shows what may be written, and no more."""
+    problems = told(file_of({"server": {"lame_duck": text}, "routes": {"m": "openai/x"}}))
+    assert list(problems) == ["server.lame_duck"]
+    assert '"0s"' in problems["server.lame_duck"]
+    assert '"none"' not in problems["server.lame_duck"]
+
+
+def test_lame_duck_is_the_process_s() -> None:
+    """It stays in [server] where there are surfaces, and is no key of theirs."""
+    surface = '[[surface]]\nname = "a"\n'
+    assert read(f'[server]\nlame_duck = "5s"\n{surface}{ROUTES}').settings.lame_duck == 5
+    assert list(told(f'{surface}lame_duck = "5s"\n{ROUTES}')) == ["surface[0].lame_duck"]
+
+
+# Several credentials
+
+
+def test_several_credentials(secret: Path) -> None:
+    """A list holds credentials of any kind, each of which knows where it is written."""
+    toml = f"""
+[upstreams.up]
+base_url = "http://h/v1"
+form = "x-api-key"
+forms = {{ chat = "bearer" }}
+credential = [
+  "sk-plain", "${{ONE}}", {{ secret = "${{TWO}}" }}, "${{file:{secret}}}", "x${{ONE}}", "${{THREE}}",
+  {{ header = "x-own", secret = "sk-own" }}, {{ command = ["token", "CANARY"], refresh = "90s" }},
+]
+[routes]
+m = "up/x"
+"""
+    env = {"ONE": "sk-one", "TWO": "sk-two", "THREE_FILE": str(secret.with_name("three"))}
+    secret.with_name("three").write_text("sk-three\n")
+    snapshot = read(toml, env)
+    upstream = _upstream(snapshot)
+    assert [(one.line("chat")[0], one.line("messages")[0]) for one in upstream.credentials] == [
+        *[(b"Authorization", b"x-api-key")] * 6,
+        (b"x-own", b"x-own"),
+        (b"Authorization", b"x-api-key"),
+    ]
+    assert [(one.secret.reveal(), one.secret.source) for one in upstream.credentials] == [
+        ("sk-plain", "upstreams.up.credential[0]"),
+        ("sk-one", "ONE"),
+        ("sk-two", "TWO"),
+        (SECRET_FILE, f"file:{secret}"),
+        ("xsk-one", "upstreams.up.credential[4]"),
+        ("sk-three", "THREE"),
+        ("sk-own", "upstreams.up.credential[6].secret"),
+        ("", "the command token"),
+    ]
+    assert len({one.secret.identity() for one in upstream.credentials}) == 8
+    assert [(live.files, live.command) for live in snapshot.live] == [
+        ((str(secret),), ()),
+        ((str(secret.with_name("three")),), ()),
+        ((), ("token", "CANARY")),
+    ]
+    assert "CANARY" not in repr(upstream)
+
+
+def test_one_credential_in_a_list() -> None:
+    """A list of one is that one."""
+    for text in ('"sk-1"', '["sk-1"]', '{ secret = "sk-1" }', '[{ secret = "sk-1" }]'):
+        toml = f'[routes]\nm = {{ base_url = "http://h", credential = {text} }}'
+        (credential,) = _upstream(read(toml)).credentials
+        assert credential.line("chat") == (b"Authorization", b"Bearer sk-1")
+
+
+def test_commands_are_told_apart() -> None:
+    """Two credentials that one program prints, asked for different things, are two credentials: each
+    rests by itself.
+    """
+    toml = """
+[upstreams.up]
+base_url = "http://h/v1"
+credential = [{ command = ["vault", "read", "one"] }, { command = ["vault", "read", "two"] }]
+[routes]
+m = "up/x"
+"""
+    one, other = _upstream(read(toml)).credentials
+    assert one.secret.identity() != other.secret.identity()
+    again, _ = _upstream(read(toml)).credentials
+    assert one.secret.identity() == again.secret.identity()
+
+
+@pytest.mark.parametrize("place", ["upstreams.up", "routes.r"])
+@pytest.mark.parametrize(
+    ("value", "at", "word"),
+    [
+        ("[]", "", "empty"),
+        ('["sk-1", "sk-1"]', "", "twice"),
+        ('["${ONE}", "sk-2", { secret = "${ONE}" }]', "", "twice"),
+        ('["${ONE}", "${SAME}"]', "", "twice"),
+        ('["${file:FILE}", "from-a-file"]', "", "twice"),
+        ('["sk-1", ""]', "[1]", "empty"),
+        ('["sk-1", "  "]', "[1]", "empty"),
+        ('["sk-1", "${NOT_SET}"]', "[1]", "NOT_SET is not set"),
+        ('["sk-1", "a\\nb"]', "[1]", "character"),
+        ('["sk-1", 5]', "[1]", "table"),
+        ('["sk-1", ["sk-2"]]', "[1]", "table"),
+        ('["sk-1", {}]', "[1]", "needs either"),
+        ('["sk-1", { secret = "sk-2", command = ["a"] }]', "[1]", "needs either"),
+        ('["sk-1", { header = "Host", secret = "sk-2" }]', "[1].header", "header"),
+        ('[{ header = 5, secret = "sk-2" }]', "[0].header", "text"),
+        ('["sk-1", { command = [] }]', "[1].command", "program"),
+        ('["sk-1", { command = ["a", 5] }]', "[1].command[1]", "text"),
+        ('[{ command = ["a"], refresh = "soon" }]', "[0].refresh", "duration"),
+        ('["sk-1", { secret = "sk-2", refresh = "5m" }]', "[1].refresh", "belongs to a `command`"),
+        ('["sk-1", { secrt = "sk-2" }]', "[1].secrt", 'did you mean "secret"?'),
+        ('["sk-1", { token = "sk-2" }]', "[1].token", "unknown key"),
+        ("5", "", "table"),
+        ("true", "", "table"),
+    ],
+)  # fmt: skip
+def test_bad_lists_of_credentials(place: str, value: str, at: str, word: str, secret: Path) -> None:
+    """Each credential of a list is one, differs from the others, and is told by its number."""
+    route = "" if place == "routes.r" else '[routes]\nr = "up/x"\n'
+    text = value.replace("FILE", str(secret))
+    toml = f'{route}[{place}]\nbase_url = "http://h/v1"\ncredential = {text}\n'
+    problems = told(toml, {"ONE": "sk-0123456789-one", "SAME": "sk-0123456789-one"})
+    assert list(problems) == [f"{place}.credential{at}"]
+    assert word in problems[f"{place}.credential{at}"]
+    assert "from-a-file" not in problems[f"{place}.credential{at}"]
+
+
+def test_a_header_where_any_of_the_credentials_goes() -> None:
+    """A header that the table sets is not where any of its credentials goes."""
+    toml = """
+[upstreams.up]
+base_url = "http://h/v1"
+credential = ["sk-1", { header = "X-Own", secret = "sk-2" }]
+headers = { x-own = "a", x-api-key = "b" }
+[routes]
+m = "up/x"
+"""
+    assert list(told(toml)) == ["upstreams.up.headers.x-own"]
 
 
 # Keys

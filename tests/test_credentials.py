@@ -14,7 +14,7 @@ import orjson
 import pytest
 import structlog
 
-from proxy.credentials import FORMS, Credential, LiveSecret, Secret, is_presentable, present
+from proxy.credentials import FORMS, Credential, LiveSecret, Secret, is_presentable
 
 TEXT = "sk-proj-CANARY-0123456789-end"
 SECRET = Secret(TEXT, "OPENAI_API_KEY")
@@ -87,7 +87,7 @@ def test_secret_has_no_printable_form(way: str, secret: Secret) -> None:
 )
 def test_credential_has_no_printable_form(way: str, secret: Secret) -> None:
     """What holds a secret does not show it either."""
-    assert TEXT not in str(FORMS_OF_PRINT[way](present("bearer", secret)))
+    assert TEXT not in str(FORMS_OF_PRINT[way](Credential(secret)))
     assert TEXT not in repr(Holder(secret))
 
 
@@ -110,15 +110,15 @@ def test_secret_says_where_it_comes_from(secret: Secret) -> None:
 def test_a_secret_that_changes() -> None:
     """What a live secret has become is what is presented and masked, wherever it is held already."""
     secret = LiveSecret("", "the command gcloud")
-    credentials = [present(form, secret) for form in FORMS]
+    credentials = [Credential(secret, form) for form in FORMS.values()]
     assert not secret.known
     assert secret.mask() == "…"
     for text in ("ya29.first-0123456789", "ya29.second-987654321"):
         secret.replace(text)
         assert secret.known
         for credential in credentials:
-            assert credential.line()[1] == (credential.prefix + text).encode()
-            assert credential.masked().endswith("…" + text[-4:])
+            assert credential.line("chat")[1] == (credential.form[1] + text).encode()
+            assert credential.masked("chat").endswith("…" + text[-4:])
 
 
 def test_a_live_secret_is_itself() -> None:
@@ -128,11 +128,26 @@ def test_a_live_secret_is_itself() -> None:
     assert one != Secret("a", "A")
     assert Secret("a", "A") != one
     before = hash(one)
-    held = {one: 1, present("bearer", one): 2}
+    held = {one: 1, other: 2}
     one.replace("b")
     assert hash(one) == before
-    assert (held[one], held[present("bearer", one)]) == (1, 2)
-    assert present("bearer", one) != present("bearer", other)
+    assert (held[one], held[other]) == (1, 2)
+
+
+def test_identity() -> None:
+    """A secret is told from another one without saying it: by its source, and, if it never changes,
+    by its text.
+    """
+    assert Secret("a", "A").identity() == Secret("a", "A").identity()
+    assert Secret("a", "A").identity() != Secret("b", "A").identity()
+    assert Secret("a", "A").identity() != Secret("a", "B").identity()
+    live = LiveSecret("a", "A")
+    before = live.identity()
+    live.replace("b")
+    assert live.identity() == before == LiveSecret("", "A").identity()
+    assert live.identity() != LiveSecret("b", "B").identity()
+    for secret in (SECRET, LIVE):
+        assert TEXT not in repr(secret.identity())
 
 
 def test_a_refused_secret() -> None:
@@ -191,11 +206,21 @@ def test_mask_keeps_the_most(length: int) -> None:
 def test_forms(form: str) -> None:
     """Each form puts the secret into its own header, and its mask shows the same header."""
     header, prefix = FORMS[form]
-    credential = present(form, SECRET)
-    assert credential.line() == (header.encode(), (prefix + TEXT).encode())
-    assert credential.masked() == f"{header}: {prefix}…-end"
+    credential = Credential(SECRET, FORMS[form])
+    assert credential.line("chat") == (header.encode(), (prefix + TEXT).encode())
+    assert credential.masked("chat") == f"{header}: {prefix}…-end"
+    assert credential.headers() == {header.lower()}
+
+
+def test_form_by_dialect() -> None:
+    """A dialect that wants another form gets that one, on the wire and in what is shown."""
+    credential = Credential(SECRET, forms={"messages": FORMS["x-api-key"]})
+    assert credential.line("chat") == (b"Authorization", b"Bearer " + TEXT.encode())
+    assert credential.line("messages") == (b"x-api-key", TEXT.encode())
+    assert credential.masked("messages") == "x-api-key: …-end"
+    assert credential.headers() == {"authorization", "x-api-key"}
 
 
 def test_named_header() -> None:
     """A header of the operator's own choosing carries the secret bare."""
-    assert Credential("X-Corp", "", Secret("abc", "K")).line() == (b"X-Corp", b"abc")
+    assert Credential(Secret("abc", "K"), ("X-Corp", "")).line("chat") == (b"X-Corp", b"abc")

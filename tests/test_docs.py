@@ -101,7 +101,7 @@ def test_shipped_file_needs_nothing() -> None:
     """The shipped `routes.toml` works with no variable set: `default` leads to the sandbox."""
     route = load(ROOT / "routes.toml", {}).routes.match("default")
     assert route is not None
-    assert (route.upstream.name, route.upstream.missing) == ("sandbox", None)
+    assert (route.first.upstream.name, route.first.upstream.missing) == ("sandbox", None)
 
 
 def test_there_are_blocks() -> None:

@@ -697,7 +697,7 @@ async def test_memory_behind_an_exchange(guarded: Proxy, upstream: Upstream) -> 
         await until(upstream)
         await client.send(request(b"x" * 30_000_000, headers=[KEY]))
         assert guarded.running is not None
-        (handler,) = guarded.running._servers[0].connections
+        (handler,) = next(iter(guarded.running._servers())).connections
         assert isinstance(handler, edge.Handler)
         assert len(handler._held) <= edge.PIPELINED_BYTES
         assert handler._deaf
@@ -744,7 +744,7 @@ async def test_nothing_is_read_out_of_the_middle(guarded: Proxy, upstream: Upstr
         body = request(chat("smuggled"), headers=[KEY])
         await client.send(request(b"x" * 200_000 + body, headers=[KEY])[: -len(body)])
         assert guarded.running is not None
-        (handler,) = guarded.running._servers[0].connections
+        (handler,) = next(iter(guarded.running._servers())).connections
         assert isinstance(handler, edge.Handler)
         async with asyncio.timeout(5):
             while not handler._deaf:
@@ -971,13 +971,13 @@ async def test_limits_are_in_force(guarded: Proxy) -> None:
         await client.send(HEALTH)
         await client.answer()
         assert guarded.running is not None
-        (handler,) = guarded.running._servers[0].connections
+        (handler,) = next(iter(guarded.running._servers())).connections
         assert isinstance(handler, edge.Handler)
         assert handler.max_line_size == edge.LINE_BYTES
         assert handler.max_field_size == edge.FIELD_BYTES
         assert handler.max_headers == edge.HEAD_FIELDS
         assert handler.keepalive_timeout == edge.KEEPALIVE_SECONDS
-        assert guarded.running._servers[0].handler_cancellation
+        assert next(iter(guarded.running._servers())).handler_cancellation
         assert not handler._logging_enabled
 
 

@@ -14,8 +14,9 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import forward
+from proxy import opening
 from proxy.errors import printable
+from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, Pair, chat, request
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import (
@@ -435,7 +436,7 @@ RELAYED = [304, 400, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504,
 
 
 @pytest.mark.parametrize("status", RELAYED)
-async def test_relayed(proxy: Proxy, upstream: Upstream, status: int) -> None:
+async def test_relayed(upstream: Upstream, status: int) -> None:
     """Any other error is the upstream's own: status, reason, headers and body pass as they came."""
     page = b"" if status == 304 else b"<html>\r\nno\xff</html>"
     headers = [
@@ -451,7 +452,8 @@ async def test_relayed(proxy: Proxy, upstream: Upstream, status: int) -> None:
         await conn.send(b"\r\n".join(lines) + b"\r\n\r\n" + page)
 
     upstream.will(step)
-    async with await Client.connect(proxy.port) as client:
+    once = routes_to(upstream, "retry = { attempts = 1 }")
+    async with serving(once) as proxy, await Client.connect(proxy.port) as client:
         for _ in range(2):
             await client.send(request(chat()))
             got = await client.answer()
@@ -528,7 +530,7 @@ async def test_internal_error(
     def fault(*_: object) -> None:
         raise ZeroDivisionError("the reason")
 
-    monkeypatch.setattr(forward, "address", fault)
+    monkeypatch.setattr(opening, "address", fault)
     async with await Client.connect(failing.port) as client:
         await client.send(request(chat(), headers=[TEAM]))
         got = await client.answer()

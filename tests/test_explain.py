@@ -8,7 +8,7 @@ from proxy.config import Snapshot, load
 from proxy.explain import Explanation, explain
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
-from tests.harness.upstream import Upstream
+from tests.harness.upstream import Upstream, answer
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-openai-CANARY-0123456789",
@@ -417,3 +417,191 @@ alias = "plain"
     assert f'"model":"{shown(told, "upstream model")[0]}"'.encode() in request.body
     assert request.value(b"x-mine") == b"sk-0123456789-6789"
     assert "x-mine: …6789  (from upstreams.up.credential.secret)" in shown(told, "header")
+
+
+# Several places
+
+CHAINS = """
+[defaults]
+retry = { attempts = 5, deadline = "50s" }
+[upstreams.corp]
+base_url = "https://llm.corp.example/v1"
+credential = ["${CORP_KEY}", { header = "x-own", secret = "sk-CANARY-0123456789" }, { command = ["token", "CANARY"] }]
+speaks = ["chat", "embeddings"]
+retry = { deadline = "none" }
+passthrough = true
+[upstreams.chatty]
+base_url = "https://chat.example/v1"
+speaks = ["chat"]
+[routes]
+m = { upstream = "corp", model = "big", retry = { attempts = 2 }, fallback = ["fast", "chatty/small", "openai/gpt"] }
+fast = { targets = ["groq/llama", { to = "openai/gpt", weight = 3 }], policy = "weighted", sticky = "X-Session-Id" }
+busy = { targets = ["openai/gpt", "corp/big"], policy = "least-busy" }
+plain = { targets = ["openai/gpt", "corp/big"] }
+alias = "m"
+"p-*" = { upstream = "corp", model = "a-*", fallback = "openai/*" }
+asleep = { upstream = "groq", fallback = "mistral/x" }
+one = "openai/gpt"
+"""
+
+
+@pytest.fixture
+def chains(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return read(tmp_path_factory, CHAINS)
+
+
+def outline(told: Explanation) -> list[str]:
+    """Return what is said of each place: its number and what it is asked for, and whether it serves."""
+    labels = ("policy", "place", "upstream model", "skipped", "dormant", "retry")
+    return [f"{label}: {text}" for label, text in told.lines if label in labels]
+
+
+@pytest.mark.parametrize("model", ["m", "alias"])
+def test_every_place(chains: Snapshot, model: str) -> None:
+    """Every place is shown in the order in which they are tried, with the policy of those of which
+    any will do, what each is asked for, and how often: a dormant one too.
+    """
+    told = asked(chains, model)
+    assert told.works
+    dormant = next(text for label, text in told.lines if label == "dormant")
+    assert "GROQ_API_KEY is not set" in dormant
+    assert outline(told) == [
+        "place: 1 of 5",
+        "upstream model: big",
+        "retry: 2 attempts within none",
+        "policy: weighted among 2, sticky by x-session-id",
+        "place: 2 of 5",
+        "upstream model: llama",
+        f"dormant: {dormant}",
+        "place: 3 of 5",
+        "upstream model: gpt",
+        "retry: 5 attempts within 50 s",
+        "place: 4 of 5",
+        "upstream model: small",
+        "retry: 2 attempts within 50 s",
+        "place: 5 of 5",
+        "upstream model: gpt",
+        "retry: 2 attempts within 50 s",
+    ]
+    assert shown(told, "upstream") == ["corp", "groq", "openai", "chatty", "openai"]
+    assert [url.split("/")[2] for url in shown(told, "url")] == [
+        "llm.corp.example", "api.groq.com", "api.openai.com", "chat.example", "api.openai.com",
+    ]  # fmt: skip
+    assert len(shown(told, "timeout")) == 5 * 5
+
+
+def test_places_that_are_skipped(chains: Snapshot) -> None:
+    """A place that does not speak the dialect is shown as skipped, and nothing is sent there."""
+    told = asked(chains, "m", "/v1/embeddings")
+    assert told.works
+    assert "chatty does not speak embeddings" in shown(told, "skipped")
+    assert "chatty" not in shown(told, "upstream")
+    assert outline(told)[:3] == [
+        "place: 1 of 5", "upstream model: big", "retry: 2 attempts within none",
+    ]  # fmt: skip
+    last = asked(chains, "m", "/v1/responses")
+    assert last.works
+    assert shown(last, "skipped") == [
+        "corp does not speak responses", "chatty does not speak responses",
+    ]  # fmt: skip
+
+
+def test_no_place_speaks_it(chains: Snapshot) -> None:
+    """Where no place speaks the dialect, that is the answer."""
+    told = asked(chains, "m", "/v1/messages")
+    assert not told.works
+    assert "404 endpoint_not_supported: corp speaks chat, embeddings" in shown(told, "upstream")
+    assert shown(told, "place") == []
+
+
+def test_no_place_is_ready(chains: Snapshot) -> None:
+    """Where all places sleep, each says what it lacks, and the request would be refused."""
+    told = asked(chains, "asleep")
+    assert not told.works
+    assert [text.split("not_configured: ")[-1] for text in shown(told, "dormant")] == [
+        "GROQ_API_KEY is not set", "MISTRAL_API_KEY is not set",
+    ]  # fmt: skip
+    assert shown(told, "retry") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [
+        ("busy", ["least-busy among 2"]),
+        ("plain", ["ordered among 2"]),
+        ("one", []),
+        ("p-1", []),
+    ],
+)
+def test_policy(chains: Snapshot, model: str, policy: list[str]) -> None:
+    """A policy is shown where there is a choice, even the built-in one."""
+    assert shown(asked(chains, model), "policy") == policy
+
+
+def test_one_place_has_no_number(chains: Snapshot) -> None:
+    """Where there is one place only, it is not numbered."""
+    told = asked(chains, "one")
+    assert outline(told) == ["upstream model: gpt", "retry: 5 attempts within 50 s"]
+
+
+def test_names_along_a_chain(chains: Snapshot) -> None:
+    """What a `*` stands for is filled in at every place."""
+    assert shown(asked(chains, "p-1"), "upstream model") == ["a-1", "1"]
+
+
+def test_credentials(chains: Snapshot) -> None:
+    """Each of several credentials is shown, masked, with where it comes from and its turn."""
+    headers = shown(asked(chains, "m"), "header")
+    assert headers[:3] == [
+        "Authorization: Bearer …  (from CORP_KEY)",
+        "x-own: …6789  (from upstreams.corp.credential[1].secret, 2 of 3)",
+        "Authorization: Bearer …  (from the command token, 3 of 3)",
+    ]
+
+
+@pytest.mark.parametrize(("model", "works"), [("m", True), ("busy", False), ("fast", False)])
+def test_passthrough_goes_to_one_place(
+    tmp_path_factory: pytest.TempPathFactory, model: str, works: bool
+) -> None:
+    """The caller's own credential is for the first place: no other one is shown, nor how it is chosen."""
+    toml = '[server]\nauth = "passthrough"\n' + CHAINS
+    told = asked(read(tmp_path_factory, toml), model)
+    assert told.works is works
+    assert len(shown(told, "url")) == works
+    assert (shown(told, "place"), shown(told, "policy")) == ([], [])
+
+
+async def test_chain_says_what_happens(upstream: Upstream) -> None:
+    """The places, and the order in which they are explained, are those that a failing request sees."""
+    toml = f"""
+[upstreams.a]
+base_url = "{upstream.url}/a"
+credential = "sk-0123456789-aaaa"
+[upstreams.b]
+base_url = "{upstream.url}/b"
+speaks = ["chat"]
+[upstreams.c]
+base_url = "{upstream.url}/c"
+credential = ["sk-0123456789-bbbb", "sk-0123456789-cccc"]
+[routes]
+m = {{ upstream = "a", model = "one", fallback = ["b/two", "openai/gpt", "n"] }}
+n = {{ upstream = "c", model = "three", fallback = "a/four" }}
+"""
+    upstream.will(answer(401), answer(401), answer(401), answer())
+    async with serving(toml) as proxy:
+        assert proxy.running is not None
+        snapshot = proxy.running.snapshot
+        told = explain(snapshot, snapshot.surfaces[0], "m", "/v1/responses")
+        assert (await call(proxy.port, chat("m"), "/v1/responses")).code == "upstream_auth"
+    served = [url for url in shown(told, "url") if "openai" not in url]
+    assert [f"POST http://{upstream.authority}{seen.target}" for seen in upstream.requests] == [
+        served[0], served[1], served[1],
+    ]  # fmt: skip
+    assert [url.split("/")[4] for url in served] == ["a", "c", "a"]
+    assert shown(told, "skipped") == ["b does not speak responses"]
+    assert len(shown(told, "dormant")) == 1
+    sent = [request.body.split(b'"model":"')[1].split(b'"')[0] for request in upstream.requests]
+    assert sent == [b"one", b"three", b"three"]
+    assert [seen.value(b"authorization") for seen in upstream.requests[1:]] == [
+        b"Bearer sk-0123456789-bbbb", b"Bearer sk-0123456789-cccc",
+    ]  # fmt: skip

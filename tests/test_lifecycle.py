@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from time import monotonic
 
 import aiohttp
@@ -9,7 +10,7 @@ import pytest
 
 from proxy import lifecycle
 from tests.harness.client import Client, call, chat, request
-from tests.harness.proxy import Proxy, process
+from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
     CHUNKED,
     DONE,
@@ -29,10 +30,11 @@ HELLO = event(b'{"choices":[{"index":0,"delta":{"content":"hello"}}]}')
 BYE = event(b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}')
 
 
-def toml(upstream: Upstream, drain: str = "20s") -> str:
+def toml(upstream: Upstream, drain: str = "20s", lame_duck: str = "0s") -> str:
     return f"""
 [server]
 drain = "{drain}"
+lame_duck = "{lame_duck}"
 [routes]
 "*" = {{ base_url = "{upstream.url}" }}
 """
@@ -57,18 +59,6 @@ class Paused:
             await answer(200, b'{"late":true}')(conn, received)
 
 
-async def until(proxy: Proxy, name: str, seconds: float = 10.0) -> None:
-    """Wait until the log has an event called *name*."""
-    async with asyncio.timeout(seconds):
-        while not any(line["event"] == name for line in proxy.lines()):
-            await asyncio.sleep(0.01)
-
-
-def tell(proxy: Proxy, number: signal.Signals = signal.SIGTERM) -> None:
-    assert proxy.process is not None
-    proxy.process.send_signal(number)
-
-
 async def gone(proxy: Proxy, seconds: float) -> float:
     """Wait for the process to end, in order; return how long that took."""
     assert proxy.process is not None
@@ -84,6 +74,15 @@ async def refuses(proxy: Proxy) -> None:
         await Client.connect(proxy.port)
 
 
+async def get(proxy: Proxy, path: str, method: str = "GET") -> tuple[int, bytes]:
+    """Ask for *path* on a connection of its own."""
+    got = await call(proxy.port, path=path, method=method)
+    return got.status, got.body
+
+
+OK, LEAVING = (200, b'{"status":"ok"}'), (503, b'{"status":"leaving"}')
+
+
 # Idle
 
 
@@ -95,7 +94,7 @@ async def test_idle(upstream: Upstream, number: signal.Signals) -> None:
         async with fresh, used:
             await used.send(request(chat()))
             assert (await used.answer()).status == 200
-            tell(proxy, number)
+            proxy.tell(number)
             assert await used.closed() == b""
             assert await fresh.closed() == b""
             assert await gone(proxy, 10) < 3
@@ -108,7 +107,7 @@ async def test_unread_log(upstream: Upstream) -> None:
     async with process(toml(upstream)) as proxy:
         for _ in range(20):
             assert (await call(proxy.port, chat())).status == 200
-        tell(proxy)
+        proxy.tell()
         await gone(proxy, 10)
         assert len(proxy.records()) == 20
 
@@ -124,8 +123,8 @@ async def test_running_stream_finishes(upstream: Upstream) -> None:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat(stream=True)))
             await paused.begun.wait()
-            tell(proxy)
-            await until(proxy, "draining")
+            proxy.tell()
+            await proxy.event("draining")
             await refuses(proxy)
             paused.released.set()
             got = await client.answer()
@@ -145,8 +144,8 @@ async def test_running_plain_request_finishes(upstream: Upstream) -> None:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat()))
             await paused.begun.wait()
-            tell(proxy)
-            await until(proxy, "draining")
+            proxy.tell()
+            await proxy.event("draining")
             await refuses(proxy)
             paused.released.set()
             got = await client.answer()
@@ -166,8 +165,8 @@ async def test_upload_finishes(upstream: Upstream) -> None:
             async with await Client.connect(proxy.port) as other:
                 await other.send(request(chat()))  # once this is answered, the other one is known
                 assert (await other.answer()).status == 200
-            tell(proxy)
-            await until(proxy, "draining")
+            proxy.tell()
+            await proxy.event("draining")
             await client.send(whole[-50_000:])
             got = await client.answer()
             assert got.status == 200
@@ -183,8 +182,8 @@ async def test_pipelined_request_is_not_served(upstream: Upstream) -> None:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat(stream=True)))
             await paused.begun.wait()
-            tell(proxy)
-            await until(proxy, "draining")
+            proxy.tell()
+            await proxy.event("draining")
             await client.send(request(chat("second")))
             paused.released.set()
             assert (await client.answer()).whole
@@ -192,6 +191,93 @@ async def test_pipelined_request_is_not_served(upstream: Upstream) -> None:
             assert rest == b"" or rest.startswith(b"HTTP/1.1 503 ")
         await gone(proxy, 10)
     assert len(upstream.requests) == 1
+
+
+# Lame duck
+
+
+async def test_probes(upstream: Upstream) -> None:
+    """Who looks after processes, and who sends them requests, are told that all is well: whatever key is
+    asked for, and whatever name they ask by; and the log is not full of it.
+    """
+    keys = '[keys]\nteam = "sk-team-0123456789"\n'
+    async with serving(toml(upstream) + keys) as proxy:
+        for path in ("/health", "/livez", "/readyz"):
+            assert await get(proxy, path) == OK
+            assert await get(proxy, path, "HEAD") == (200, b"")
+            got = await call(proxy.port, path=path, method="POST")
+            assert (got.status, got.value(b"allow")) == (405, b"GET, HEAD")
+            got = await call(proxy.port, path=path, method="GET", host=b"10.0.0.7:8080")
+            assert got.status == 200
+        assert (await call(proxy.port, chat())).status == 401
+        await proxy.record()
+
+
+async def test_order_of_leaving(upstream: Upstream) -> None:
+    """First it says that it leaves, and goes on as before; then it listens no longer, and closes what is
+    idle; what runs finishes, each as the last of its connection; then it is gone.
+    """
+    paused, plain = Paused(), Paused(stream=False)
+    upstream.will(paused, answer(), answer(), plain)
+    async with process(toml(upstream, lame_duck="2s")) as proxy, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(await Client.connect(proxy.port)) for _ in "abcd"
+        ]
+        streaming, used, fresh, waiting = clients
+        await streaming.send(request(chat(stream=True)))
+        await paused.begun.wait()
+        assert await get(proxy, "/readyz") == OK
+        told = monotonic()
+        proxy.tell()
+        async with asyncio.timeout(1.9):
+            while await get(proxy, "/readyz") != LEAVING:
+                pass
+        assert await get(proxy, "/readyz", "HEAD") == (503, b"")
+        assert await get(proxy, "/livez") == OK
+        assert await get(proxy, "/health") == OK
+        assert (await call(proxy.port, chat())).status == 200
+        await used.send(request(chat()))
+        got = await used.answer()
+        assert (got.status, got.value(b"connection")) == (200, None)
+        await waiting.send(request(chat()))
+        await plain.begun.wait()
+        assert monotonic() - told < 2, "too slow to tell"
+        assert await used.closed() == b""
+        assert await fresh.closed() == b""
+        assert monotonic() - told >= 2
+        await refuses(proxy)
+        plain.released.set()
+        got = await waiting.answer()
+        assert (got.body, got.value(b"connection")) == (b'{"late":true}', b"close")
+        assert await waiting.closed() == b""
+        paused.released.set()
+        got = await streaming.answer()
+        assert (got.body, got.whole) == (HELLO + BYE + DONE, True)
+        assert await gone(proxy, 10) < 3
+        assert [record["outcome"] for record in proxy.records()] == ["ok"] * 4
+        events = [line["event"] for line in proxy.lines() if line["event"] != "exchange"]
+        assert events == ["ready", "draining", "stopped"]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_told_twice_as_a_lame_duck(upstream: Upstream, second: signal.Signals) -> None:
+    """Told a second time while it still lets everybody in, it ends at once, whatever is running."""
+    upstream.will(_stream)
+    async with (
+        process(toml(upstream, lame_duck="60s")) as proxy,
+        await Client.connect(proxy.port) as client,
+        await Client.connect(proxy.port) as idle,
+    ):
+        await client.send(request(chat(stream=True)))
+        await begun(client)
+        proxy.tell()
+        await proxy.event("draining")
+        assert await get(proxy, "/readyz") == LEAVING
+        proxy.tell(second)
+        assert await gone(proxy, 10) < 3
+        unfinished(await client.closed())
+        assert await idle.closed() == b""
+        assert [record["outcome"] for record in proxy.records()] == ["shutdown"]
 
 
 # Out of time
@@ -231,7 +317,7 @@ async def test_drain_is_over(upstream: Upstream, stream: bool) -> None:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat(stream=stream)))
             await begun(client)
-            tell(proxy)
+            proxy.tell()
             rest = await client.closed()
             if stream:
                 unfinished(rest)
@@ -255,7 +341,7 @@ async def test_drain_is_over_before_an_answer(upstream: Upstream) -> None:
             async with asyncio.timeout(10):
                 while not upstream.requests:
                     await asyncio.sleep(0.01)
-            tell(proxy)
+            proxy.tell()
             got = await client.answer()
             assert got.status == 503
             assert got.code == "proxy_shutdown"
@@ -273,9 +359,9 @@ async def test_second_signal(upstream: Upstream, drain: str) -> None:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat(stream=True)))
             await begun(client)
-            tell(proxy)
-            await until(proxy, "draining")
-            tell(proxy)
+            proxy.tell()
+            await proxy.event("draining")
+            proxy.tell()
             assert await gone(proxy, 10) < 3
             unfinished(await client.closed())
         (record,) = proxy.records()
@@ -300,7 +386,7 @@ async def test_client_that_does_not_read(upstream: Upstream) -> None:
         async with asyncio.timeout(10):
             while not upstream.requests:
                 await asyncio.sleep(0.01)
-        tell(proxy)
+        proxy.tell()
         assert await gone(proxy, 10) < 5
 
 

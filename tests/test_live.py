@@ -337,7 +337,8 @@ async def test_a_file_that_changed_before_we_began(tmp_path: Path, upstream: Ups
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     try:
         async with server.serve(snapshot, log) as running:
-            proxy = Proxy(running.addresses["main"][0].port, tmp_path / "log", running)
+            port = running.addresses["main"][0].port
+            proxy = Proxy(port, tmp_path / "log", routes, running)
             await becomes(proxy, upstream, SECOND)
     finally:
         os.close(log)

@@ -5,7 +5,7 @@ from hashlib import sha256
 import pytest
 
 from proxy import dialects
-from proxy.credentials import Credential, Secret
+from proxy.credentials import FORMS, Credential, Secret
 from proxy.headers import Pair
 from proxy.keys import Key, KeyRing
 from proxy.outbound import (
@@ -21,8 +21,8 @@ from proxy.outbound import (
 from proxy.routes import Base, Origin, Upstream
 
 ORIGIN = Origin("http", "up.example", 8000)
-BEARER = Credential("Authorization", "Bearer ", Secret("sk-ours", "UP_KEY"))
-X_API_KEY = Credential("x-api-key", "", Secret("sk-ours", "UP_KEY"))
+SECRET = Secret("sk-ours", "UP_KEY")
+BEARER = Credential(SECRET)
 
 
 def written(
@@ -35,11 +35,12 @@ def written(
     method: str = "POST",
     framing: bytes = b"Content-Length: 12\r\n",
 ) -> bytes:
-    upstream = upstream or Upstream("up", Base(ORIGIN, "/v1"), BEARER)
+    upstream = upstream or Upstream("up", Base(ORIGIN, "/v1"), (BEARER,))
     return head(
         method,
         address(upstream, dialect, "chat/completions", query),
         upstream,
+        upstream.credentials[0] if upstream.credentials else None,
         dialect,
         client,
         stream=stream,
@@ -97,7 +98,7 @@ def test_nominating_our_own_headers() -> None:
     names = b"host, authorization, content-length, accept-encoding, x-team"
     text = written(
         (b"Connection", names),
-        upstream=Upstream("up", Base(ORIGIN, ""), BEARER, headers=((b"x-team", b"search"),)),
+        upstream=Upstream("up", Base(ORIGIN, ""), (BEARER,), headers=((b"x-team", b"search"),)),
         stream=True,
     )
     for name in names.split(b", "):
@@ -145,7 +146,8 @@ def test_defaults_of_a_preset() -> None:
 
 def test_credential_by_dialect() -> None:
     """A dialect that wants the credential in another form gets it in that one alone."""
-    upstream = Upstream("up", Base(ORIGIN, ""), BEARER, forms={"messages": X_API_KEY})
+    credential = Credential(SECRET, forms={"messages": FORMS["x-api-key"]})
+    upstream = Upstream("up", Base(ORIGIN, ""), (credential,))
     client: Pair = (b"authorization", b"Bearer client")
     messages = written(client, upstream=upstream, dialect=dialects.MESSAGES)
     assert values(messages, b"x-api-key") == [b"sk-ours"]
@@ -157,8 +159,8 @@ def test_credential_by_dialect() -> None:
 
 def test_credential_in_a_header_of_its_own() -> None:
     """A client cannot add a second value to the header that carries our credential."""
-    own = Credential("X-Corp-Key", "", Secret("sk-ours", "UP_KEY"))
-    text = written((b"x-corp-key", b"client"), upstream=Upstream("up", Base(ORIGIN, ""), own))
+    own = Credential(SECRET, ("X-Corp-Key", ""))
+    text = written((b"x-corp-key", b"client"), upstream=Upstream("up", Base(ORIGIN, ""), (own,)))
     assert values(text, b"x-corp-key") == [b"sk-ours"]
 
 

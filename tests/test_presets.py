@@ -197,7 +197,7 @@ def named(name: str, env: Mapping[str, str] | None = None, table: str = "") -> U
 def upstream_of(snapshot: Snapshot) -> Upstream:
     route = snapshot.routes.match("m")
     assert route is not None
-    return route.upstream
+    return route.first.upstream
 
 
 def ready(name: str) -> Upstream:
@@ -211,7 +211,10 @@ def sent(upstream: Upstream, name: str) -> tuple[str, dict[bytes, bytes]]:
     """
     dialect = dialects.DIALECTS[name]
     to = address(upstream, dialect, SUFFIXES[name], "")
-    text = head("POST", to, upstream, dialect, [], stream=False, passthrough=False, framing=b"")
+    credential = upstream.credentials[0] if upstream.credentials else None
+    text = head(
+        "POST", to, upstream, credential, dialect, [], stream=False, passthrough=False, framing=b""
+    )
     first, *rest = text.removesuffix(b"\r\n\r\n").split(b"\r\n")
     headers = dict(line.split(b": ", 1) for line in rest)
     assert len(headers) == len(rest)
@@ -289,8 +292,16 @@ def test_anthropic() -> None:
     to = address(upstream, dialects.MESSAGES, "messages", "beta=true")
     client = [(b"Anthropic-Version", b"2026-10-21"), (b"anthropic-beta", b"a,b")]
     text = head(
-        "POST", to, upstream, dialects.MESSAGES, client, stream=False, passthrough=False, framing=b""
-    )  # fmt: skip
+        "POST",
+        to,
+        upstream,
+        upstream.credentials[0],
+        dialects.MESSAGES,
+        client,
+        stream=False,
+        passthrough=False,
+        framing=b"",
+    )
     assert text == (
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.anthropic.com\r\n"
         b"Anthropic-Version: 2026-10-21\r\nanthropic-beta: a,b\r\nx-api-key: sk-1\r\n\r\n"
@@ -381,16 +392,16 @@ def test_variables_in_order(name: str, tmp_path: Path) -> None:
         rest = {other: f"sk-{other}" for other in env[index:]}
         earlier = dict.fromkeys(env[:index], "")
         upstream = named(name, {**VARS, **earlier, **rest})
-        assert upstream.credential is not None
-        assert upstream.credential.secret.reveal() == f"sk-{variable}"
-        assert upstream.credential.secret.source == variable
+        (credential,) = upstream.credentials
+        assert credential.secret.reveal() == f"sk-{variable}"
+        assert credential.secret.source == variable
         assert upstream.lacks(passthrough=False) is None
     file = tmp_path / "secret"
     file.write_text("sk-file\n")
     for variable in env[:1]:
         upstream = named(name, {**VARS, f"{variable}_FILE": str(file)})
-        assert upstream.credential is not None
-        assert upstream.credential.secret.reveal() == "sk-file"
+        (credential,) = upstream.credentials
+        assert credential.secret.reveal() == "sk-file"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -400,8 +411,7 @@ def test_without_variables(name: str, value: str | None) -> None:
     preset = PRESETS[name]
     env = VARS if value is None else {**VARS, **dict.fromkeys(preset.env, value)}
     upstream = named(name, env)
-    assert upstream.credential is None
-    assert upstream.forms == {}
+    assert upstream.credentials == ()
     expected = preset.env[0] if preset.env and not preset.optional else None
     assert upstream.lacks(passthrough=False) == expected
     assert upstream.lacks(passthrough=True) is None
@@ -642,7 +652,7 @@ m = "east/gpt"
     assert "azure" not in snapshot.upstreams
     route = snapshot.routes.match("west/gpt-4o")
     assert route is not None
-    assert route.model_sent("west/gpt-4o") == "gpt-4o"
+    assert route.model_sent(route.first, "west/gpt-4o") == "gpt-4o"
 
 
 def test_preset_under_the_name_of_another() -> None:
@@ -701,7 +711,7 @@ def test_route_with_a_base_url_has_no_preset() -> None:
     toml = '[routes]\nopenai = { base_url = "http://h/v1" }\n'
     route = read(toml, {"OPENAI_API_KEY": "sk-1"}).routes.match("openai")
     assert route is not None
-    assert (route.upstream.credential, route.upstream.spoken) == (None, None)
+    assert (route.first.upstream.credentials, route.first.upstream.spoken) == ((), None)
 
 
 # A table over a preset

@@ -12,7 +12,7 @@ from proxy import dialects
 from proxy.config import load
 from proxy.dialects import Dialect
 from proxy.patterns import Pattern
-from proxy.routes import Base, Origin, Route, RouteTable, Unrouted, Upstream
+from proxy.routes import Base, Group, Origin, Route, RouteTable, Target, Unrouted, Upstream
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream as Scripted
@@ -37,17 +37,18 @@ def everything(_: str) -> bool:
 
 
 UPSTREAM = Upstream("up", Base(Origin("http", "localhost", 80), ""))
+GROUPS = (Group((Target(UPSTREAM),)),)
 
 
 def routes(*names: str, listed: tuple[str, ...] = ()) -> RouteTable:
-    return RouteTable(Route(name, Pattern.parse(name), UPSTREAM, listed=listed) for name in names)
+    return RouteTable(Route(name, Pattern.parse(name), GROUPS, listed=listed) for name in names)
 
 
 def sent(table: RouteTable, model: str) -> tuple[str, str]:
     """Return the upstream that *model* leads to, and what it is asked for there."""
     route = table.match(model)
     assert route is not None
-    return route.upstream.name, route.model_sent(model)
+    return route.first.upstream.name, route.model_sent(route.first, model)
 
 
 # Match
@@ -209,7 +210,7 @@ def test_alias_inherits_timeouts(read: Read) -> None:
     table = read('a = "b"\nb = { upstream = "openai", timeout = { idle = "7s" }, list = ["b"] }')
     route = table.match("a")
     assert route is not None
-    assert route.timeouts.idle == 7
+    assert route.first.timeouts.idle == 7
     assert table.names(route) == ("a",)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from proxy import forward
+from proxy import opening
 from proxy.cli import main
 from proxy.config import ConfigError, load
 from tests.harness.client import Client, Pair, chat, request
@@ -438,7 +438,7 @@ async def test_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(forward, "head", fault)
+    monkeypatch.setattr(opening, "head", fault)
     async with furnished(tmp_path) as house, serving(house.toml, house.env) as proxy:
         for place in house.places:
             async with await Client.connect(proxy.port) as client:
@@ -461,12 +461,13 @@ async def test_egress_proxy_is_told_the_password(tmp_path: Path) -> None:
             async with await Client.connect(proxy.port) as client:
                 await client.send(request(chat(model), headers=KEY))
                 assert (await client.answer()).status == status
-    plain, tunnel = egress.requests
+    plain, *tunnels = egress.requests
     assert plain.target == "http://inner.example/v1/chat/completions"
-    assert tunnel.line == b"CONNECT inner.example:443 HTTP/1.1"
-    for seen in (plain, tunnel):
+    assert [tunnel.line for tunnel in tunnels] == [b"CONNECT inner.example:443 HTTP/1.1"] * 3
+    for seen in egress.requests:
         assert seen.values(b"proxy-authorization") == [b"Basic " + EGRESS.encode()]
-    assert leaked(tunnel.head) == {"proxy in base64"}
+    for tunnel in tunnels:
+        assert leaked(tunnel.head) == {"proxy in base64"}
 
 
 # The command line
@@ -504,7 +505,11 @@ def spoiled() -> dict[str, str]:
     return {
         "not TOML": f'[keys]\nteam = "{secret}',
         "not TOML either": f"[keys]\nteam = {secret}",
-        "not text": f'[routes]\nm = {{ base_url = "http://x.example", credential = ["{secret}"] }}',
+        "not text": f'[routes]\nm = {{ base_url = "http://x.example", credential = [["{secret}"]] }}',
+        "a number among them": f'[routes]\nm = {{ base_url = "http://x.example", credential = ["{secret}", 5] }}',
+        "one twice": f'[routes]\nm = {{ base_url = "http://x.example", credential = ["{secret}", "{secret}"] }}',
+        "one twice out of variables": '[routes]\nm = { base_url = "http://x.example", credential = ["${PLAIN}", "${PLAIN}"] }',
+        "one too many": f'[routes]\nm = {{ base_url = "http://x.example", credential = ["{secret}", "${{SPOILED}}"] }}',
         "a number": '[routes]\nm = { base_url = "http://x.example", credential = 5 }',
         "characters": '[routes]\nm = { base_url = "http://x.example", credential = "${SPOILED}" }',
         "header": '[routes]\nm = { base_url = "http://x.example", headers = { x = "${SPOILED}" } }',
@@ -534,6 +539,16 @@ def spoiled() -> dict[str, str]:
         "unrouted": '[routes]\nm = { base_url = "http://x.example" }\n[unrouted]\nfiles = "${SPOILED}"',
         "speaks": '[routes]\nm = { base_url = "http://x.example", speaks = ["${SPOILED}"] }',
         "defaults": '[routes]\nm = { base_url = "http://x.example", defaults = { chat = { x = "${SPOILED}" } } }',
+        "fallback": '[routes]\nm = { base_url = "http://x.example", fallback = "${SPOILED}" }',
+        "fallback to a model": '[routes]\nm = { base_url = "http://x.example", fallback = ["opnai/${SPOILED}"] }',
+        "targets": '[routes]\nm = { targets = ["${SPOILED}", { to = "${SPOILED}", weight = 2 }] }',
+        "weight": '[routes]\nm = { targets = [{ to = "openai/x", weight = "${SPOILED}" }] }',
+        "policy": '[routes]\nm = { targets = ["openai/x", "groq/x"], policy = "${SPOILED}" }',
+        "sticky": '[routes]\nm = { targets = ["openai/x", "groq/x"], policy = "weighted", sticky = "${SPOILED}" }',
+        "attempts": '[defaults]\nretry = { attempts = "${SPOILED}" }',
+        "deadline": '[upstreams.openai]\nretry = { deadline = "${SPOILED}" }',
+        "keepalive": '[defaults]\nkeepalive = "${SPOILED}"',
+        "lame_duck": '[server]\nlame_duck = "${SPOILED}"',
         "ca": '[routes]\nm = { base_url = "http://x.example", ca = "${SPOILED}" }',
     }
 
@@ -544,7 +559,7 @@ def test_problems(tmp_path: Path, toml: str) -> None:
     file = tmp_path / "routes.toml"
     file.write_text(toml)
     with pytest.raises(ConfigError) as caught:
-        load(file, {"SPOILED": SLOTS["headers"] + "\u00e9\u2603\n"})
+        load(file, {"SPOILED": SLOTS["headers"] + "\u00e9\u2603\n", "PLAIN": SLOTS["plain"]})
     assert leaked(str(caught.value).encode()) == set()
     assert leaked(repr(caught.value).encode()) == set()
 
@@ -590,5 +605,6 @@ def test_nothing_has_a_printable_form(tmp_path: Path) -> None:
     snapshot = load(file, env)
     assert leaked(repr(snapshot).encode(), but=frozenset({"headers", "proxy"})) == set()
     for upstream in snapshot.upstreams.values():
-        assert leaked(repr(upstream.credential).encode()) == set()
-        assert leaked(f"{upstream.credential}".encode()) == set()
+        (credential,) = upstream.credentials
+        assert leaked(repr(credential).encode()) == set()
+        assert leaked(f"{credential}".encode()) == set()

@@ -1,9 +1,8 @@
-"""Listening and leaving: surfaces on TCP and unix sockets, and the order in which a server ends."""
+"""The whole, wired: surfaces side by side, the order in which a server ends, and what is left of it."""
 
 import asyncio
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import orjson
 import pytest
 
 from proxy.config import load
-from proxy.server import CannotListen, serve
+from proxy.server import serve
 from tests.harness.client import Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -101,69 +100,6 @@ async def test_surfaces(upstream: Upstream, tmp_path: Path) -> None:
         )
         await proxy.record(19)
         assert {record["surface"] for record in proxy.records()} == {"team", "mine"}
-
-
-async def test_unix_socket(tmp_path: Path) -> None:
-    """A unix socket is for its owner alone, and is gone when the server is."""
-    path = tmp_path / "s"
-    async with serving(SANDBOX, listen=f"unix:{path}"):
-        assert stat.S_ISSOCK(path.stat().st_mode)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
-    assert not path.exists()
-
-
-async def test_unix_socket_in_use(tmp_path: Path) -> None:
-    """The socket of a server that lives is not taken from it."""
-    path = tmp_path / "s"
-    async with serving(SANDBOX, listen=f"unix:{path}"):
-        with pytest.raises(CannotListen, match="in use"):
-            async with serving(SANDBOX, listen=f"unix:{path}"):
-                pass
-        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
-
-
-async def test_unix_socket_left_behind(tmp_path: Path) -> None:
-    """The socket of a server that died is replaced."""
-    path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(path))
-    async with serving(SANDBOX, listen=f"unix:{path}"):
-        assert (await ask(str(path))).startswith(b"HTTP/1.1 200 ")
-
-
-async def test_file_in_the_way(tmp_path: Path) -> None:
-    """What is not a socket is never removed."""
-    path = tmp_path / "s"
-    path.write_text("precious")
-    with pytest.raises(CannotListen, match=r"in the way|exists"):
-        async with serving(SANDBOX, listen=f"unix:{path}"):
-            pass
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize("listen", ["unix:/nonexistent/s", "192.0.2.1:8080", "unix:/" + "x" * 200])
-async def test_cannot_listen(listen: str) -> None:
-    """An address that cannot be had is told in one line that names it."""
-    toml = f'[keys]\na = "sk-team-0123456789"\n{SANDBOX}'
-    with pytest.raises(CannotListen) as caught:
-        async with serving(toml, listen=listen):
-            pass
-    assert listen in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-async def test_port_in_use() -> None:
-    """A port that is taken is told, and what was opened before is closed again."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen()
-        port = sock.getsockname()[1]
-        before = open_files()
-        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: .*in use"):
-            async with serving(SANDBOX, listen=f"127.0.0.1:{port}"):
-                pass
-        assert open_files() == before
 
 
 # Nothing is left

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.dialects import Ending
-from proxy.sse import HELD_BYTES, Tap
+from proxy.sse import HELD_BYTES, Tap, error_in, has_event
 
 # The oracle is a plain reading of WHATWG HTML section 9.2.6, of the whole stream at once.
 
@@ -364,3 +364,171 @@ def test_memory_is_bounded() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 2 * HELD_BYTES
+
+
+# What an upstream says of its own failure
+
+
+def fails(stream: bytes) -> bool:
+    """Return whether an event of *stream* says that the whole answer has failed."""
+    for kind, data in parse(stream)[0]:
+        try:
+            said = json.loads(data)
+        except ValueError:
+            said = None
+        if kind == b"error":
+            return True
+        if isinstance(said, dict):
+            response = said.get("response")
+            inner = response.get("error") if isinstance(response, dict) else None
+            if isinstance(said.get("error"), dict) or isinstance(inner, dict):
+                return True
+            if said.get("object") == "error":
+                return True
+    return False
+
+
+SAID = st.sampled_from(
+    [
+        b'{"error":{"message":"x","code":500}}',
+        b'{ "error" :\t{} }',
+        b'{"id":"x","choices":[{"finish_reason":"error"}],"error":{"code":"server_error"}}',
+        b'{"object":"error","message":"x","code":404}',
+        b'{"message":"x","object" : "error"}',
+        b'{"response":{"id":"r","error":{"code":"server_error"}}}',
+        b'{"response":{"error":null}}',
+        b'{"error":null}',
+        b'{"error":"x"}',
+        b'{"error":[{}]}',
+        b'{"item":{"type":"mcp_call","error":{"type":"x"}}}',
+        b'{"choices":[{"delta":{"content":"{\\"error\\":{}}"}}]}',
+        b'{"choices":[{"delta":{"content":"event: error"}}]}',
+        b'{"parts":[{"object":"error"}]}',
+        b'["error", {"error":{}}]',
+        b'{"error":{',
+        b"error",
+    ]
+)
+
+
+@st.composite
+def speaking(draw: st.DrawFn) -> bytes:
+    """Draw a stream some of whose events speak of errors."""
+    lines: list[bytes] = []
+    for _ in range(draw(st.integers(0, 4))):
+        lines += draw(st.lists(st.sampled_from([b": event: error", b"id: error"]), max_size=1))
+        lines += draw(st.sampled_from([[], [], [b"event: error"], [b"event:error"], [b"event: x"]]))
+        lines += [b"data: " + draw(SAID | DATA), b""]
+    end = draw(LINE_ENDS)
+    stream = b"".join(line + end for line in lines)
+    return stream[: draw(st.integers(0, len(stream)))] if draw(st.booleans()) else stream
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([*CHECKED, Ending.NONE]), speaking(), st.lists(st.integers(0, 500), max_size=8)
+)
+@example(Ending.CHAT, b"\xef\xbb\xbfevent: error\n\n", [])
+@example(Ending.MESSAGES, b"data: [DONE]\n\nevent: error\ndata: {}\n\n", [20])
+@example(Ending.RESPONSES, b'data: {"error":\ndata: {}}\n\n', [18])
+@example(Ending.CHAT, b'data: {"error":{}}', [])
+def test_failed(ending: Ending, stream: bytes, cuts: list[int]) -> None:
+    """However a stream is split, it has failed if an event says so of the whole, and else not."""
+    tap = Tap(ending)
+    for piece in split(stream, cuts):
+        tap.feed(piece)
+    assert tap.failed is fails(stream)
+    if tap.failed:
+        assert tap.closes()
+
+
+@pytest.mark.parametrize(
+    ("body", "whole"),
+    [
+        (b"", False),
+        (b"data: x", False),
+        (b"data: x\n", False),
+        (b"data: x\r\n", False),
+        (b"data: x\n\n", True),
+        (b"data: x\r\n\r\n", True),
+        (b"data: x\r\r", True),
+        (b"event: x\n\n", True),
+        (b"\xef\xbb\xbfdata: x\n\n", True),
+        (b"\n\n", False),
+        (b": a comment\n\n", False),
+        (b": a comment\n\ndata: x\n", False),
+        (b": a comment\n\ndata: x\n\n", True),
+        (b": data: x\n\n", False),
+        (b"\n\n\n\ndata: x\n\n", True),
+    ],
+)
+def test_has_event(body: bytes, whole: bool) -> None:
+    """A stream has begun with an event once there is a whole one; a comment is none."""
+    assert has_event(body) is whole
+
+
+STANDS_FOR: dict[bytes, int | None] = {
+    b'data: {"error":{"message":"x","code":503}}': 503,
+    b'data: {"error":{"message":"x","code":"429"}}': 429,
+    b'data:{"error":{"code":null,"type":"server_error"}}': 500,
+    b'data: {"error":{"code":"rate_limit_exceeded"}}': 429,
+    b'data: {"error":{"code":"insufficient_quota","type":"insufficient_quota"}}': 429,
+    b'data: {"error":{"status":"RESOURCE_EXHAUSTED"}}': 429,
+    b'data: {"error":{"code":429,"status":"RESOURCE_EXHAUSTED"}}': 429,
+    b'data: {"error":{"code":400,"type":"BadRequestError"}}': 400,
+    b'data: {"error":{"type":"invalid_request_error","code":"invalid_value"}}': 400,
+    b'data: {"error":{"code":1305,"message":"x"}}': 500,
+    b'data: {"error":{"code":12345,"message":"status 503"}}': 500,
+    b'data: {"error":{"code":{"odd":1},"message":"x"}}': 500,
+    b'data: {"error":{}}': 500,
+    b'data: {"object":"error","type":"NotFoundError","code":404}': 404,
+    b'data: {"object":"error","code":500}': 500,
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}': 529,
+    b'event: error\ndata: {"type":"error","error":{"type":"api_error"}}': 500,
+    b'event: error\ndata: {"type":"error","error":{"type":"rate_limit_error"}}': 429,
+    b'event: error\ndata: {"type":"error","error":{"type":"invalid_request_error"}}': 400,
+    b'event: error\ndata: {"type":"error","error":{"type":"not_found_error"}}': 400,
+    b'event: error\ndata: {"type":"error","code":"rate_limit_exceeded","message":"x"}': 429,
+    b'event: error\ndata: {"type":"error","code":"server_is_overloaded"}': 529,
+    b"event: error\ndata: not JSON": 500,
+    b"event: error": 500,
+    b'event: response.failed\ndata: {"response":{"error":{"code":"server_error"}}}': 500,
+    b'event: response.failed\ndata: {"response":{"error":{"code":"rate_limit_exceeded"}}}': 429,
+    b': processing\n\n: processing\n\ndata: {"error":{"code":502}}': 502,
+    b'\n\ndata: {"error":{"code":502}}': 502,
+    b'\xef\xbb\xbfdata: {"error":{"code":502}}': 502,
+    b'id: 1\nretry: 10\ndata: {"error":\ndata: {"code":502}}': 502,
+    b'data: {"choices":[]}\n\ndata: {"error":{"code":502}}': None,
+    b'data: {"choices":[],"error":null}': None,
+    b'data: {"item":{"error":{"code":502}}}': None,
+    b"data: [DONE]": None,
+    b": only a comment": None,
+    b"": None,
+}
+
+
+@pytest.mark.parametrize("events_", STANDS_FOR)
+def test_error_in(events_: bytes) -> None:
+    """A stream whose first event is an error stands for its code, or for what its words come to."""
+    for end in (b"\n", b"\r\n", b"\r"):
+        stream = events_.replace(b"\n", end) + end * 2
+        assert error_in(stream) == STANDS_FOR[events_]
+        assert error_in(stream + b"data: more" + end * 2) == STANDS_FOR[events_]
+
+
+def test_error_in_what_is_not_whole() -> None:
+    """An event that has not ended says nothing yet."""
+    whole = b'event: error\ndata: {"error":{"code":503}}\n\n'
+    assert [error_in(whole[:length]) for length in range(len(whole))] == [None] * len(whole)
+    assert error_in(whole) == 503
+
+
+def test_error_in_anything() -> None:
+    """Whatever stands in a first event, it is looked at without a stumble, and soon."""
+    deep = b'data: {"error":' + b"[" * 60_000 + b"\n\n"
+    before = time.perf_counter()
+    assert error_in(b"event: error\n" + deep) == 500
+    assert error_in(deep) is None
+    assert error_in(b'data: {"error":{"code":"\xff\xfe"}}\n\n') is None
+    assert error_in(b"data: " + b'"error":{' * 7000 + b"\n\n") is None
+    assert time.perf_counter() - before < 1

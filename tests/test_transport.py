@@ -263,7 +263,7 @@ async def test_an_answer_before_the_request_is_up(upstream: Upstream) -> None:
         got = await call(proxy.port, chat(text="x" * 5_000_000))
         assert (got.status, got.body) == (413, OK)
         assert proxy.running is not None
-        assert proxy.running._forward._transport._open == set()
+        assert proxy.running._transport._open == set()
 
 
 async def test_idle_limit(
@@ -279,7 +279,7 @@ async def test_idle_limit(
     assert (await call(proxy.port, chat())).status == 200
     assert len(upstream.connections) == 2
     assert proxy.running is not None
-    assert len(proxy.running._forward._transport._open) == 1
+    assert len(proxy.running._transport._open) == 1
 
 
 async def test_age_limit(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +444,7 @@ async def test_a_thousand_dead_connections(proxy: Proxy, upstream: Upstream) -> 
         for _ in range(1000):
             assert (await ask(proxy, client)).status == 200
     assert proxy.running is not None
-    assert len(proxy.running._forward._transport._open) <= 1
+    assert len(proxy.running._transport._open) <= 1
 
 
 # Connecting
@@ -460,8 +460,8 @@ async def test_refused() -> None:
         assert b"127.0.0.1" not in got.raw
         record = await proxy.record()
         assert (record["outcome"], record["error"]) == ("upstream_error", "upstream_connect")
-        (attempt,) = record["attempts"]
-        assert (attempt["phase"], attempt["maybe_billed"]) == ("unsent", False)
+        tries = [(attempt["phase"], attempt["maybe_billed"]) for attempt in record["attempts"]]
+        assert tries == [("unsent", False)] * 3
 
 
 async def test_no_answer_to_connect() -> None:
@@ -469,7 +469,7 @@ async def test_no_answer_to_connect() -> None:
     with blackhole() as port:
         toml = to(f"http://127.0.0.1:{port}/v1", 'timeout = { connect = "200ms" }')
         async with serving(toml) as proxy:
-            with within(1):
+            with within(5):
                 got = await call(proxy.port, chat())
             assert (got.status, got.code) == (502, "upstream_connect")
             assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
@@ -567,7 +567,7 @@ async def test_names_are_remembered(
 async def test_names_are_forgotten(names: Names, upstream: Upstream) -> None:
     """A name at whose addresses nobody answers is looked up anew, and so is one that had none."""
     names.places["up.test"] = [("127.0.0.1", closed_port())]
-    async with serving(to("http://up.test/v1")) as proxy:
+    async with serving(to("http://up.test/v1", "retry = { attempts = 1 }")) as proxy:
         assert (await call(proxy.port, chat())).code == "upstream_connect"
         names.places["up.test"] = [("127.0.0.1", upstream.port)]
         assert (await call(proxy.port, chat())).status == 200
@@ -992,7 +992,7 @@ async def test_an_upstream_that_never_reads() -> None:
     async with accepting(serve) as port:
         toml = to(f"http://127.0.0.1:{port}/v1", 'timeout = { write = "300ms" }')
         async with serving(toml) as proxy:
-            with within(3):
+            with within(15):
                 got = await call(proxy.port, BIG)
             assert (got.status, got.code) == (504, "upstream_timeout")
             async with asyncio.timeout(1):
@@ -1105,7 +1105,7 @@ async def leaving(proxy: Proxy, body: bytes = b"") -> AsyncIterator[None]:
     yield
     client.close()
     async with asyncio.timeout(1):
-        while proxy.running.gate.inflight or proxy.running._forward._transport._open:
+        while proxy.running.gate.inflight or proxy.running._transport._open:
             await asyncio.sleep(0.005)
         while _descriptors() > descriptors or asyncio.all_tasks() - tasks:
             await asyncio.sleep(0.005)
@@ -1187,7 +1187,7 @@ async def test_gone_during_the_upload() -> None:
         record = await proxy.record()
         assert (record["outcome"], record["status"]) == ("client_gone", 499)
         assert proxy.running is not None
-        assert proxy.running._forward._transport._open == set()
+        assert proxy.running._transport._open == set()
         assert proxy.running.gate.held == 0
 
 
@@ -1233,7 +1233,7 @@ base_url = "http://127.0.0.1:{port}/v1"
             async with asyncio.timeout(5):
                 while _descriptors() > descriptors or asyncio.all_tasks() - tasks:
                     await asyncio.sleep(0.01)
-            assert proxy.running._forward._transport._open == set()
+            assert proxy.running._transport._open == set()
             await proxy.record(300)
             assert {record["outcome"] for record in proxy.records()} == {"client_gone"}
 

@@ -1139,18 +1139,26 @@ async def test_upstream_refuses_the_credential(front: Proxy, upstream: Upstream)
         (503, "upstream_error"),
     ],
 )
-async def test_upstream_declines(
-    front: Proxy, upstream: Upstream, status: int, outcome: str
-) -> None:
+async def test_upstream_declines(upstream: Upstream, status: int, outcome: str) -> None:
     """Whatever else an upstream answers in place of a 101 is relayed as it came."""
     body = b'{"error":{"message":"no"}}'
     upstream.will(answer(status, body, [JSON, (b"Retry-After", b"7")], b"So It Is"))
+    async with serving(to(upstream.url, up="retry = { attempts = 1 }")) as proxy:
+        got = await refused(proxy)
+        assert got.head.startswith(b"HTTP/1.1 %d So It Is\r\n" % status)
+        assert (got.body, got.whole) == (body, True)
+        assert got.value(b"retry-after") == b"7"
+        record = await proxy.record()
+        assert (record["status"], record["outcome"]) == (status, outcome)
+
+
+async def test_upstream_declines_for_the_moment(front: Proxy, upstream: Upstream) -> None:
+    """A handshake that is declined for the moment is sent once more, on a connection of its own."""
+    upstream.will(answer(503, b"", [(b"Retry-After", b"0")]), answer(503, b"later", [JSON]))
     got = await refused(front)
-    assert got.head.startswith(b"HTTP/1.1 %d So It Is\r\n" % status)
-    assert (got.body, got.whole) == (body, True)
-    assert got.value(b"retry-after") == b"7"
-    record = await front.record()
-    assert (record["status"], record["outcome"]) == (status, outcome)
+    assert (got.status, got.body) == (503, b"later")
+    assert [seen.connection for seen in upstream.requests] == [0, 1]
+    assert [attempt["status"] for attempt in (await front.record())["attempts"]] == [503, 503]
 
 
 UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\n"

@@ -19,14 +19,18 @@ def run(options: argparse.Namespace) -> int:
     """Check; problems are raised, and so told, as everywhere."""
     snapshot = load(options.file or options.config, os.environ)
     routes = snapshot.routes.routes
-    waiting = [(route.name, route.upstream.lacks(passthrough=False)) for route in routes]
-    dormant = [(name, variable) for name, variable in waiting if variable is not None]
-    for name, variable in dormant:
-        print(f'{snapshot.file}: note: "{name}" is dormant: {variable} is not set')
+    dormant = []
+    for route in routes:
+        lacking = [target.upstream.lacks(passthrough=False) for target in route.targets()]
+        if None not in lacking:
+            dormant.append(route)
+            print(f'{snapshot.file}: note: "{route.name}" is dormant: {lacking[0]} is not set')
+        for variable in dict.fromkeys(one for one in lacking if one and None in lacking):
+            print(f'{snapshot.file}: note: "{route.name}" leaves out what needs {variable}')
     for path, upstream in snapshot.unrouted.upstreams.items():
-        lacking = upstream.lacks(passthrough=False)
-        if lacking is not None:
-            print(f'{snapshot.file}: note: unrouted "{path}" is dormant: {lacking} is not set')
+        needed = upstream.lacks(passthrough=False)
+        if needed is not None:
+            print(f'{snapshot.file}: note: unrouted "{path}" is dormant: {needed} is not set')
     print(
         f"{snapshot.file}: ok: {len(routes)} routes ({len(dormant)} dormant), "
         f"{len(snapshot.keys)} keys, {len(snapshot.surfaces)} surfaces"

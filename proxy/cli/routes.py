@@ -17,10 +17,12 @@ def run(options: argparse.Namespace) -> int:
     """List the routes, in the order of the file."""
     rows = [("ROUTE", "UPSTREAM", "MODEL SENT", "STATE")]
     for route in load(options.config, os.environ).routes.routes:
-        upstream = route.upstream
-        variable = upstream.lacks(passthrough=False)
-        state = f"dormant: {variable} is not set" if variable else "ready"
-        rows.append((route.name, upstream.name, route.model or "as asked", state))
+        upstream = route.first.upstream
+        lacking = [target.upstream.lacks(passthrough=False) for target in route.targets()]
+        more = len(lacking) - 1
+        state = "ready" if None in lacking else f"dormant: {lacking[0]} is not set"
+        state += f", and {more} more place{'s' * (more > 1)}" if more else ""
+        rows.append((route.name, upstream.name, route.first.model or "as asked", state))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [f"{row[column]:<{widths[column]}}" for column in range(3)]

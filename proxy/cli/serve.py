@@ -7,7 +7,7 @@ from typing import Any
 from proxy import lifecycle
 from proxy.cli.environment import environ
 from proxy.cli.welcome import welcome
-from proxy.config import load
+from proxy.config import Snapshot, load
 from proxy.server import Running
 
 
@@ -24,12 +24,17 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve; returns when a signal has ended it."""
-    snapshot = load(options.config, environ(os.environ, options.env_file), listen=options.listen)
+
+    def read() -> Snapshot:
+        values = environ(os.environ, options.env_file)
+        return load(options.config, values, listen=options.listen)
+
+    snapshot = read()
 
     def greet(running: Running) -> None:
         if options.welcome:
             first = running.addresses[snapshot.surfaces[0].name][0]
             print(welcome(snapshot, first), flush=True)
 
-    lifecycle.run(snapshot, greet)
+    lifecycle.run(snapshot, read, greet)
     return 0

@@ -45,13 +45,13 @@ def _vendors(snapshot: Snapshot) -> list[str]:
     works: dict[str, list[str]] = {}
     waits: dict[str, list[str]] = {}
     for route in snapshot.routes.routes:
-        upstream = route.upstream
+        upstream = route.first.upstream
         variable = upstream.lacks(passthrough=False)
         if variable is not None:
             waits.setdefault(variable, []).append(route.name)
             continue
-        credential = upstream.credential
-        why = f"{credential.secret.source} found" if credential else "needs no variable"
+        sources = [credential.secret.source for credential in upstream.credentials]
+        why = f"{', '.join(sources)} found" if sources else "needs no variable"
         works.setdefault(f"{upstream.name} ({why})", []).append(route.name)
     lines = ["These model strings work:"]
     lines += [f"  {', '.join(names)}  → {where}" for where, names in works.items()]

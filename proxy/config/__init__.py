@@ -60,8 +60,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
     upstreams = Upstreams(draft)
     for upstream in file.upstreams:
         upstreams.find(upstream)
-    routes = Routes(draft, upstreams)
-    table = RouteTable(routes.make())
+    table = RouteTable(Routes(draft, upstreams).make())
     unrouted = unrouted_of(draft, upstreams)
     return Snapshot(
         file=name,
@@ -72,6 +71,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             max_inflight=file.server.max_inflight,
             max_held=file.server.max_held,
             drain=file.server.drain,
+            lame_duck=file.server.lame_duck,
             log_format=file.log.format,
             log_level=file.log.level,
         ),
@@ -80,7 +80,6 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
         routes=table,
         keys=keys_of(draft),
         unrouted=unrouted,
-        origins=routes.origins,
         live=tuple(draft.live),
     )
 
@@ -157,9 +156,13 @@ def _problem(details: ErrorDetails, path: Path, written: Mapping[str, Any]) -> P
 
 
 def _standing(place: tuple[str | int, ...], written: Any) -> Path:
-    """Return as much of *place* as stands in the file: pydantic adds parts for what it tried."""
+    """Return as much of *place* as stands in the file: pydantic adds parts for what it tried, and
+    an index where what may be a list is not one.
+    """
     path: list[str | int] = []
     for part in place:
+        if isinstance(part, int) and isinstance(written, Mapping):
+            continue
         within = range(len(written)) if isinstance(written, list) else ()
         if part not in (written if isinstance(written, Mapping) else within):
             break

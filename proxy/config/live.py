@@ -48,9 +48,12 @@ class Refresher:
     def __init__(self, lives: Iterable[Live], tell: Tell) -> None:
         self._lives = tuple(lives)
         self._tell = tell
-        self._untried = {live for live in self._lives if live.read is None}
+        self._untried = {
+            live for live in self._lives if live.read is None and not live.secret.known
+        }
         self._closing = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._starting = threading.Lock()
 
     def start(self) -> None:
         """Begin: one thread looks after all files, and one after each command."""
@@ -66,13 +69,21 @@ class Refresher:
         """Return whether every command has run once."""
         return not self._untried
 
+    def hand_on(self, lives: Iterable[Live]) -> None:
+        """Give the values that we have to those of *lives* that are asked for in the same way."""
+        known = {live.command: live.secret for live in self._lives if live.command}
+        for live in lives:
+            if live.command in known and not live.secret.known:
+                live.secret.replace(known[live.command].reveal())
+
     def close(self) -> None:
         """End; a command that runs is killed."""
         self._closing.set()
         for live in self._lives:
             live.secret.stale.set()
-        for child in tuple(self._children):
-            _kill(child)
+        with self._starting:  # what is just being started is killed as well
+            for child in tuple(self._children):
+                _kill(child)
 
     def _spawn(self, run: Callable[[], None]) -> None:
         threading.Thread(target=run, name="credentials", daemon=True).start()
@@ -119,20 +130,21 @@ class Refresher:
     def _run(self, command: tuple[str, ...]) -> str:
         """Return what *command* prints. Raises `Unset`, which quotes nothing that it printed."""
         name = Path(command[0]).name
-        try:
-            child = subprocess.Popen(  # noqa: S603 - the operator's own words, and no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # so that it can be killed with all that it has started
-            )
-        except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or type(error).__name__).lower()
-            raise Unset(f"the command {name} cannot be run: {reason}") from None
-        self._children.add(child)
-        if self._closing.is_set():
-            _kill(child)  # `close` may have looked before it was there
+        with self._starting:
+            if self._closing.is_set():
+                raise Unset(f"the command {name} is not run any more")
+            try:
+                child = subprocess.Popen(  # noqa: S603 - the operator's own words, and no shell
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # so that it can be killed with all that it has started
+                )
+            except (OSError, ValueError) as error:
+                reason = (getattr(error, "strerror", None) or type(error).__name__).lower()
+                raise Unset(f"the command {name} cannot be run: {reason}") from None
+            self._children.add(child)
         try:
             with child:
                 try:

@@ -1,15 +1,14 @@
 """From `[routes]` and `[unrouted]` to which upstream serves what."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from proxy import dialects
-from proxy.config.draft import Draft
+from proxy.config.draft import TOKEN, Draft
 from proxy.config.problems import Path, dotted
 from proxy.config.tables import RouteTable
-from proxy.config.upstreams import Layer, Upstreams, timeouts_of
+from proxy.config.upstreams import Layer, Upstreams, said, timeouts_of
 from proxy.patterns import Pattern
-from proxy.routes import Route, Unrouted, Upstream
+from proxy.routes import Group, Route, Target, Unrouted, Upstream
 from proxy.surfaces import is_unsafe
 
 _UPSTREAMS_OWN = {
@@ -17,137 +16,235 @@ _UPSTREAMS_OWN = {
     "paths", "speaks", "proxy", "ca", "terminal", "billed", "passthrough",
 }  # fmt: skip
 
+_CARRY = {dialect.name for dialect in dialects.ENDPOINTS.values()} | {"gemini"}
+"""The dialects that a route can be asked in."""
+
 _KEPT = {"chat/completions", "messages", "realtime", "responses", "videos"}
 """Endpoints that carry a model where something is asked for, and none where it is fetched later."""
 
 
+_DEEPEST = 50
+
+
 class Routes:
-    """The routes of *draft*, made one after the other; *origins* says where their timeouts were set."""
+    """The routes of *draft*, made one after the other."""
 
     def __init__(self, draft: Draft, upstreams: Upstreams) -> None:
         self._draft = draft
         self._upstreams = upstreams
-        self.origins: dict[str, dict[str, str]] = {}
+        self._made: dict[str, Route | None] = {}
+        self._making: list[str] = []
 
     def make(self) -> list[Route]:
         """Return every route."""
         if not self._draft.written.get("routes"):
             self._draft.problem(("routes",), "there is none: no model string leads anywhere")
-        made: dict[str, Route | None] = {}
-        for name in self._draft.file.routes:
-            self._follow(name, made)
-        in_order = (made[name] for name in self._draft.file.routes)
-        return [route for route in in_order if route is not None]
+        made = [self._route(name) for name in self._draft.file.routes]
+        return [route for route in made if route is not None]
 
-    def _follow(self, name: str, made: dict[str, Route | None]) -> None:
-        """Make the route *name*, and before it those that it is an alias through."""
-        tables = self._draft.file.routes
-        chain: list[str] = []
-        while name not in made:
-            if name in chain:
-                circle = " → ".join([*chain[chain.index(name) :], name])
-                self._draft.problem(("routes", name), f"leads back to itself: {circle}")
-                made.update(dict.fromkeys(chain))
-                return
-            chain.append(name)
-            to = tables[name].short
-            if to is None or to not in tables or (to == name and "/" in to):
-                made[name] = self._direct(name)
-            else:
-                name = to
-        for alias in reversed(chain):
-            if alias not in made:
-                made[alias] = self._alias(alias, made)
+    def _route(self, name: str) -> Route | None:
+        """Return the route *name*, made when it is first asked for, by itself or by another one."""
+        if name in self._made:
+            return self._made[name]
+        if name in self._making:
+            circle = " → ".join([*self._making[self._making.index(name) :], name])
+            self._draft.problem(("routes", name), f"leads back to itself: {circle}")
+            return None
+        if len(self._making) >= _DEEPEST:
+            self._draft.problem(("routes", name), f"is reached through over {_DEEPEST} others")
+            return None
+        self._making.append(name)
+        route = self._build(name)
+        self._making.pop()
+        self._made[name] = route
+        return route
 
-    def _direct(self, name: str) -> Route | None:
-        """Make a route that leads to an upstream itself."""
+    def _build(self, name: str) -> Route | None:
         path: Path = ("routes", name)
         self._draft.check_pattern(name, path)
         table = self._draft.file.routes[name]
-        if table.short is None:
-            return self._long(name, table, path)
-        return self._short(name, table.short, path)
-
-    def _alias(self, name: str, made: Mapping[str, Route | None]) -> Route | None:
-        """Make a route that is another one's second name."""
-        path: Path = ("routes", name)
-        self._draft.check_pattern(name, path)
-        to = self._draft.file.routes[name].short or ""
-        target = made[to]
-        if target is None:
+        if table.short is not None:
+            groups = self._place(name, table.short, RouteTable(), path)
+        else:
+            groups = self._groups(name, table, path)
+        if not groups:
             return None
-        if target.pattern.prefix:
-            self._draft.problem(path, f'"{to}" is a pattern; name a model that it matches')
-            return None
-        self.origins[name] = self.origins[to]
-        return replace(
-            target,
+        pattern = Pattern.parse(name)
+        other = self._meant(name, table)
+        if other is not None:
+            if len(other.via) >= _DEEPEST - 1:
+                self._draft.problem(path, f"is an alias through over {_DEEPEST} routes")
+                return None
+            via = (other.name, *other.via)
+            return replace(other, name=name, pattern=pattern, groups=groups, listed=(), via=via)
+        keepalive = self._draft.file.defaults.keepalive
+        if "keepalive" in table.model_fields_set:
+            keepalive = table.keepalive
+        return Route(
             name=name,
-            pattern=Pattern.parse(name),
-            model=target.model_sent(to),
-            via=(to, *target.via),
-            listed=(),
+            pattern=pattern,
+            groups=groups,
+            listed=self._listed(name, pattern, table, path),
+            on_context_length=table.on_context_length,
+            peek=table.peek,
+            keepalive=keepalive,
         )
 
-    def _short(self, name: str, to: str, path: Path) -> Route | None:
-        """Make the route *name* that is written as `upstream/model`."""
-        draft = self._draft
+    def _meant(self, name: str, table: RouteTable) -> Route | None:
+        """Return the route that *name*, whose *table* it is, is an alias of."""
+        to = table.short
+        return self._made.get(to) if to is not None and self._is_route(name, to) else None
+
+    def _is_route(self, name: str, to: str) -> bool:
+        """Return whether *to*, in the route *name*, is meant to be another route: its own name, where
+        it has a slash, is the upstream's and the model's.
+        """
+        return to in self._draft.file.routes and not (to == name and "/" in to)
+
+    def _place(self, name: str, to: str, table: RouteTable, path: Path) -> tuple[Group, ...]:
+        """Return where *to* leads, which is written at *path* in the route *name*: through all the
+        groups of another route, or to an upstream.
+        """
+        if self._is_route(name, to):
+            other = self._route(to)
+            if other is None:
+                return ()
+            if other.pattern.prefix:
+                self._draft.problem(path, f'"{to}" is a pattern; name a model that it matches')
+                return ()
+            return tuple(_through(other, to, group) for group in other.groups)
         upstream_name, slash, model = to.partition("/")
         upstream = self._upstreams.find(upstream_name) if slash and model else None
         if upstream is not None:
-            return self._finish(name, path, upstream, model, RouteTable())
+            return (Group((self._target(name, path, upstream, model, table),)),)
+        draft = self._draft
         told = model and draft.is_told("upstreams", upstream_name)
         if not told and not draft.is_told("routes", to):
             known = [f"{upstream}/{model}" for upstream in self._upstreams.known()]
             hint = draft.hint(path, to, known if slash else [*draft.file.routes][:200])
             shown = draft.quoted(path)
             draft.problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
-        return None
+        return ()
 
-    def _long(self, name: str, table: RouteTable, path: Path) -> Route | None:
-        """Make the route *name* that is written as a table."""
+    def _groups(self, name: str, table: RouteTable, path: Path) -> tuple[Group, ...]:
+        """Return where the route *name* leads that is written as a table."""
+        draft = self._draft
+        ways = [table.base_url, table.upstream, table.targets or None]
+        if sum(way is not None for way in ways) > 1:
+            draft.problem(path, "has more than one of `upstream`, `base_url` and `targets`")
+        groups: list[Group] = []
+        if table.targets:
+            groups += self._spread(name, table, path)
+        else:
+            for field in sorted({"policy", "sticky"} & table.model_fields_set):
+                draft.problem((*path, field), "says which of several `targets`; there are none")
+            upstream = self._upstream(name, table, path)
+            if upstream is not None:
+                groups.append(Group((self._target(name, path, upstream, table.model, table),)))
+        for index, to in enumerate(table.fallback):
+            listed = isinstance(draft.at((*path, "fallback")), list)
+            here: Path = (*path, "fallback", index) if listed else (*path, "fallback")
+            if to == name and self._is_route(name, to):
+                draft.problem(here, "leads back to itself")
+            else:
+                groups += self._place(name, to, table, here)
+        self._check_shared(groups, path)
+        return tuple(groups)
+
+    def _spread(self, name: str, table: RouteTable, path: Path) -> list[Group]:
+        """Return the group of the `targets` of the route *name*."""
+        draft = self._draft
+        if table.model is not None:
+            draft.problem((*path, "model"), "belongs into each of the `targets`, behind its slash")
+        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
+            draft.problem((*path, field), "belongs to the upstreams of the `targets`")
+        sticky = None
+        if table.sticky is not None:
+            if table.policy != "weighted":
+                draft.problem((*path, "sticky"), 'goes with `policy = "weighted"`')
+            if not TOKEN.fullmatch(table.sticky):
+                draft.problem((*path, "sticky"), "is not the name of a header")
+            sticky = table.sticky.lower().encode("utf-8", "replace")
+        targets: list[Target] = []
+        for index, one in enumerate(table.targets):
+            at: Path = (*path, "targets", index)
+            here = at if isinstance(draft.at(at), str) else (*at, "to")
+            places = self._place(name, one.to, table, here)
+            if len(places) > 1 or (places and len(places[0].targets) > 1):
+                draft.problem(here, "is a route with several targets; name one place")
+            elif places:
+                targets.append(replace(places[0].targets[0], weight=one.weight))
+        return [Group(tuple(targets), table.policy or "ordered", sticky)] if targets else []
+
+    def _upstream(self, name: str, table: RouteTable, path: Path) -> Upstream | None:
+        """Return the one upstream of a route that is written as a table."""
         draft = self._draft
         if table.base_url is not None:
-            if table.upstream is not None:
-                draft.problem(path, "has both `upstream` and `base_url`; one says where it goes")
-            upstream = self._upstreams.make(name, table, path, inline=True)
-        elif table.upstream is None:
-            draft.problem(path, "needs an `upstream` or a `base_url`")
+            return self._upstreams.make(name, table, path, inline=True)
+        if table.upstream is None:
+            draft.problem(path, "needs an `upstream`, a `base_url` or `targets`")
             return None
-        else:
-            for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
-                where = dotted(("upstreams", table.upstream))
-                draft.problem((*path, field), f"belongs to the upstream: set it in [{where}]")
-            upstream = self._upstreams.find(table.upstream)
-            if upstream is None and not draft.is_told("upstreams", table.upstream):
-                here = (*path, "upstream")
-                hint = draft.hint(here, table.upstream, self._upstreams.known())
-                draft.problem(here, f"there is no upstream {draft.quoted(here)}{hint}")
-        if upstream is None:
-            return None
-        return self._finish(name, path, upstream, table.model, table)
+        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
+            where = dotted(("upstreams", table.upstream))
+            draft.problem((*path, field), f"belongs to the upstream: set it in [{where}]")
+        upstream = self._upstreams.find(table.upstream)
+        if upstream is None and not draft.is_told("upstreams", table.upstream):
+            here = (*path, "upstream")
+            hint = draft.hint(here, table.upstream, self._upstreams.known())
+            draft.problem(here, f"there is no upstream {draft.quoted(here)}{hint}")
+        return upstream
 
-    def _finish(
+    def _check_shared(self, groups: list[Group], path: Path) -> None:
+        """Check that all the places of a chain have one dialect in common that carries a model."""
+        if sum(len(group.targets) for group in groups) < 2:
+            return
+        spoken = [
+            _CARRY & set(target.upstream.spoken)
+            for group in groups
+            for target in group.targets
+            if target.upstream.spoken is not None and not target.upstream.inferred
+        ]
+        if spoken and not set.intersection(*spoken):
+            self._draft.problem(path, "leads to upstreams that have no dialect in common")
+
+    def _target(
         self, name: str, path: Path, upstream: Upstream, model: str | None, table: RouteTable
-    ) -> Route:
+    ) -> Target:
+        """Return the target *model* at *upstream*, with what *table*, the route *name*, says of it."""
         draft = self._draft
-        pattern = Pattern.parse(name)
-        where = (*path, "model") if table.model is not None else path
-        if model is not None and model.count("*") > pattern.prefix:
+        where = (*path, "model") if table.model is not None and len(path) == 2 else path
+        if model is not None and model.count("*") > Pattern.parse(name).prefix:
             draft.problem(
                 where, "`*` in a model stands, once, for what the route's own `*` matched"
             )
         if model == "":
             draft.problem(where, "must not be empty")
+        own = None if table.base_url is not None else upstream.name
+        layers: list[Layer] = [
+            *self._upstreams.layers(own),
+            (dotted(("routes", name)), table.timeout),
+        ]
+        timeouts, origins = timeouts_of(layers)
+        retry = replace(upstream.retry, **said(table.retry))
+        return Target(upstream, model, 1.0, timeouts, retry, origins)
+
+    def _listed(
+        self, name: str, pattern: Pattern, table: RouteTable, path: Path
+    ) -> tuple[str, ...]:
         listed = []
         for index, shown in enumerate(table.list_):
             if "*" in shown or not shown or (not pattern.prefix and shown != name):
-                draft.problem((*path, "list", index), "must be a name that the route's `*` matches")
+                self._draft.problem(
+                    (*path, "list", index), "must be a name that the route's `*` matches"
+                )
             listed.append(shown if pattern.matches(shown) else pattern.literal + shown)
-        own = None if table.base_url is not None else upstream.name
-        layers: list[Layer] = [*self._upstreams.layers(own), (dotted(path), table.timeout)]
-        timeouts, self.origins[name] = timeouts_of(layers)
-        return Route(name, pattern, upstream, model, timeouts, tuple(listed))
+        return tuple(listed)
+
+
+def _through(route: Route, asked: str, group: Group) -> Group:
+    """Return *group* of *route* as another route sees it, which asks for *asked* there."""
+    targets = [replace(one, model=route.model_sent(one, asked)) for one in group.targets]
+    return replace(group, targets=tuple(targets))
 
 
 def unrouted_of(draft: Draft, upstreams: Upstreams) -> Unrouted:

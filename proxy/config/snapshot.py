@@ -18,6 +18,7 @@ class Settings:
     max_inflight: int
     max_held: int
     drain: float | None
+    lame_duck: float
     log_format: str
     log_level: str
 
@@ -26,8 +27,8 @@ class Settings:
 class Snapshot:
     """One reading of *file*.
 
-    *unrouted* says which upstream serves a path that carries no model; *origins* says for `explain`
-    where each timeout of a route was set, by the route's name; *live* are the secrets that change.
+    *unrouted* says which upstream serves a path that carries no model; *live* are the secrets that
+    change.
     """
 
     file: str
@@ -39,7 +40,6 @@ class Snapshot:
     routes: RouteTable
     keys: KeyRing
     unrouted: Unrouted
-    origins: Mapping[str, Mapping[str, str]]
     live: tuple[Live, ...] = ()
 
 

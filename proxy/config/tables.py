@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from proxy.config import units
 
 Duration = Annotated[float | None, BeforeValidator(units.seconds)]
+Pause = Annotated[float, BeforeValidator(units.pause)]
 Size = Annotated[int, BeforeValidator(units.size)]
 SHORT: Final = "\0"
 
@@ -39,6 +40,16 @@ class TimeoutTable(Table):
     total: Duration = None
 
 
+class RetryTable(Table):
+    """What may be tried again."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    deadline: Duration = None
+    stale: bool = True
+    failover_5xx: bool = True
+    ambiguous: bool = False
+
+
 class SurfaceTable(Table):
     """`[[surface]]`."""
 
@@ -63,12 +74,15 @@ class ServerTable(SurfaceTable):
     max_inflight: Annotated[int, Field(ge=1)] = 4096
     max_held: Size = 2**30
     drain: Duration = 120.0
+    lame_duck: Pause = 0.0
 
 
 class DefaultsTable(Table):
     """`[defaults]`."""
 
     timeout: TimeoutTable = TimeoutTable()
+    retry: RetryTable = RetryTable()
+    keepalive: Duration = None
 
 
 class CredentialTable(Table):
@@ -82,10 +96,10 @@ class CredentialTable(Table):
     refresh: Duration = 3000.0
 
 
-def _credential(value: Any) -> Any:
-    if isinstance(value, list):
-        raise ValueError("several credentials are not supported yet; give one")  # noqa: TRY004 - what pydantic reports
-    return {"secret": value} if isinstance(value, str) else value
+def _credentials(value: Any) -> Any:
+    """Read one credential, or a list of them, as a list of tables."""
+    several = value if isinstance(value, list) else [value]
+    return [{"secret": one} if isinstance(one, str) else one for one in several]
 
 
 Form = Literal["bearer", "x-api-key", "api-key", "apikey", "x-goog-api-key"]
@@ -99,7 +113,7 @@ class UpstreamTable(Table):
     vars: dict[str, str] = {}
     env: Texts | None = None
     optional: bool | None = None
-    credential: Annotated[CredentialTable | None, BeforeValidator(_credential)] = None
+    credential: Annotated[list[CredentialTable] | None, BeforeValidator(_credentials)] = None
     form: Form | None = None
     forms: dict[str, Form] = {}
     defaults: dict[str, dict[str, str]] = {}
@@ -112,6 +126,20 @@ class UpstreamTable(Table):
     billed: bool | None = None
     passthrough: bool = False
     timeout: TimeoutTable = TimeoutTable()
+    retry: RetryTable = RetryTable()
+
+
+class TargetTable(Table):
+    """One of a route's `targets`; a plain string is where it leads *to*."""
+
+    to: str
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+
+
+def _targets(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [{"to": one} if isinstance(one, str) else one for one in value]
 
 
 class RouteTable(UpstreamTable):
@@ -120,6 +148,13 @@ class RouteTable(UpstreamTable):
     short: str | None = Field(default=None, alias="\0")
     upstream: str | None = None
     model: str | None = None
+    targets: Annotated[list[TargetTable], BeforeValidator(_targets)] = []
+    policy: Literal["ordered", "weighted", "least-busy", "fastest"] | None = None
+    sticky: str | None = None
+    fallback: Texts = []
+    on_context_length: bool = False
+    peek: bool = False
+    keepalive: Duration = None
     list_: list[str] = Field(default=[], alias="list")
 
 
@@ -177,16 +212,12 @@ _SURFACE_LATER = {"docs", "echo_model", "errors", "cors", "trusted_proxies", "tl
 
 LATER: dict[type[Table], set[str]] = {
     File: {"hooks", "store", "test", "prices", "metrics", "otel"},
-    ServerTable: {"workers", "control", "lame_duck"} | _SURFACE_LATER,
+    ServerTable: {"workers", "control"} | _SURFACE_LATER,
     SurfaceTable: _SURFACE_LATER,
-    DefaultsTable: {"retry"},
-    UpstreamTable: {"forward", "retry", "keepalive"},
-    RouteTable: {
-        "targets", "fallback", "policy", "header", "to", "missing", "unknown", "retry", "peek",
-        "on_context_length", "keepalive", "forward",
-    },
+    UpstreamTable: {"forward"},
+    RouteTable: {"header", "to", "missing", "unknown", "forward"},
     KeyTable: {"limits"},
-}  # fmt: skip
+}
 """What the design has and this version refuses, table by table."""
 
 BROUGHT: dict[str, str] = {

@@ -22,6 +22,19 @@ def seconds(text: object) -> float | None:
     raise ValueError('must be a duration such as "30s", "250ms", "1m30s", or "none"')
 
 
+def pause(text: object) -> float:
+    """Read a duration as seconds, `0s` among them. Raises `ValueError` saying what is expected."""
+    if text in ("0s", "0ms"):
+        return 0.0
+    try:
+        found = seconds(text)
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError('must be a duration such as "5s", or "0s"')
+    return found
+
+
 def size(value: object) -> int:
     """Read a size as bytes. Raises `ValueError` saying what is expected."""
     count = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from proxy import dialects
@@ -15,10 +16,10 @@ from proxy.config.presets import Preset
 from proxy.config.problems import Path, dotted, suggest
 from proxy.config.reading import Unset
 from proxy.config.snapshot import TIMEOUT_NAMES
-from proxy.config.tables import CredentialTable, TimeoutTable, UpstreamTable
-from proxy.credentials import Credential, LiveSecret, Secret, present
+from proxy.config.tables import CredentialTable, RetryTable, TimeoutTable, UpstreamTable
+from proxy.credentials import FORMS, Credential, Form, LiveSecret, Secret
 from proxy.headers import Pair
-from proxy.routes import Base, Origin, Timeouts, Upstream
+from proxy.routes import Base, Origin, Retry, Timeouts, Upstream
 
 SANDBOX = "sandbox://sandbox/v1"
 """What stands for an address where there is none; only the preset can say it."""
@@ -91,13 +92,13 @@ class Upstreams:
             self._proxy(table.proxy, (*path, "proxy"))
         if table.ca is not None:
             self._ca(table.ca, (*path, "ca"))
-        credential, forms, missing = self._credential(table, preset, path)
+        credentials, missing = self._credentials(table, preset, path)
         headers = self._headers(table.headers, (*path, "headers"))
         by_dialect = {
             dialect: self._headers(pairs, (*path, "defaults", dialect))
             for dialect, pairs in {**preset.defaults, **table.defaults}.items()
         }
-        signed = {one.header.lower() for one in (credential, *forms.values()) if one is not None}
+        signed = {header for credential in credentials for header in credential.headers()}
         for header in table.headers:
             if header.lower() in signed:
                 draft.problem((*path, "headers", header), "is where the credential goes")
@@ -107,8 +108,7 @@ class Upstreams:
         return Upstream(
             name=name,
             base=base,
-            credential=credential,
-            forms=forms,
+            credentials=tuple(credentials),
             headers=headers,
             public=frozenset(
                 pair
@@ -134,6 +134,7 @@ class Upstreams:
             unplaced=unplaced,
             missing=missing,
             timeouts=timeouts_of(self.layers(None if inline else name))[0],
+            retry=Retry(**{**said(draft.file.defaults.retry), **said(table.retry)}),
         )
 
     def _preset(self, name: str, table: UpstreamTable, path: Path, inline: bool) -> Preset:
@@ -262,43 +263,53 @@ class Upstreams:
 
     # What is presented there
 
-    def _credential(
+    def _credentials(
         self, table: UpstreamTable, preset: Preset, path: Path
-    ) -> tuple[Credential | None, dict[str, Credential], str | None]:
-        """Return the credential, its other forms by dialect, and the variable it still waits for."""
+    ) -> tuple[list[Credential], str | None]:
+        """Return the credentials, and the variable that is waited for where there is none."""
+        draft = self._draft
         here = (*path, "credential")
-        own = table.credential
-        if own is not None:
-            secret = self._own_secret(own, here)
-            if own.header is not None:
-                if not TOKEN.fullmatch(own.header) or own.header.lower() in FRAMING:
-                    self._draft.problem(
-                        (*here, "header"), "is not the name of a header that can be set"
-                    )
-                    return None, {}, None
-                return (Credential(own.header, "", secret) if secret else None), {}, None
-        else:
-            env = preset.env if table.env is None else table.env
-            for index, variable in enumerate(env):
-                if not _VARIABLE.fullmatch(variable):
-                    self._draft.problem((*path, "env", index), "is not the name of a variable")
-            try:
-                secret = self._first_set(env)
-            except Unset as unset:
-                self._draft.problem(here, str(unset))
-                return None, {}, None
-            optional = preset.optional if table.optional is None else table.optional
-            if secret is None:
-                return None, {}, env[0] if env and not optional else None
-            self._draft.checked(secret, here)
+        form = FORMS[table.form or preset.form]
+        forms = {name: FORMS[one] for name, one in {**preset.forms, **table.forms}.items()}
+        forms = {name: one for name, one in forms.items() if one != form}
+        if table.credential is not None:
+            listed = isinstance(draft.at(here), list)
+            if not table.credential:
+                draft.problem(here, "must not be an empty list")
+            made = [
+                self._own(one, (*here, index) if listed else here, form, forms)
+                for index, one in enumerate(table.credential)
+            ]
+            found = [credential for credential in made if credential is not None]
+            texts = [one.secret.reveal() for one in found if one.secret.known]
+            if len(set(texts)) < len(texts):
+                draft.problem(here, "holds the same secret twice")
+            return found, None
+        env = preset.env if table.env is None else table.env
+        for index, variable in enumerate(env):
+            if not _VARIABLE.fullmatch(variable):
+                draft.problem((*path, "env", index), "is not the name of a variable")
+        try:
+            secret = self._first_set(env)
+        except Unset as unset:
+            draft.problem(here, str(unset))
+            return [], None
         if secret is None:
-            return None, {}, None
-        forms = {**preset.forms, **table.forms}
-        return (
-            present(table.form or preset.form, secret),
-            {dialect: present(form, secret) for dialect, form in forms.items()},
-            None,
-        )
+            optional = preset.optional if table.optional is None else table.optional
+            return [], env[0] if env and not optional else None
+        return [Credential(draft.checked(secret, here), form, forms)], None
+
+    def _own(
+        self, table: CredentialTable, here: Path, form: Form, forms: Mapping[str, Form]
+    ) -> Credential | None:
+        """Return the credential that the file itself names at *here*."""
+        secret = self._own_secret(table, here)
+        if table.header is None:
+            return Credential(secret, form, forms) if secret else None
+        if not TOKEN.fullmatch(table.header) or table.header.lower() in FRAMING:
+            self._draft.problem((*here, "header"), "is not the name of a header that can be set")
+            return None
+        return Credential(secret, (table.header, "")) if secret else None
 
     def _own_secret(self, table: CredentialTable, here: Path) -> Secret | None:
         """Return the secret that the file itself names: as it is, or as what prints it."""
@@ -315,7 +326,8 @@ class Upstreams:
         if not command or not command[0] or any("\0" in word for word in command):
             draft.problem((*here, "command"), "must begin with the name of a program")
             return None
-        secret = LiveSecret("", f"the command {command[0].rpartition('/')[2]}")
+        source = f"the command {command[0].rpartition('/')[2]}"
+        secret = LiveSecret("", source, known_as=command)
         draft.live.append(Live(secret, command=command, refresh=table.refresh))
         return secret
 
@@ -379,6 +391,11 @@ def _split(url: str) -> _Url | None:
     if port == 0 or not re.fullmatch(r"[A-Za-z0-9._:-]*", host):
         return None
     return _Url(parts.scheme, parts.netloc, host, port, parts.path)
+
+
+def said(table: RetryTable) -> dict[str, Any]:
+    """Return what *table* itself says, and leaves not to the tables below it."""
+    return {name: getattr(table, name) for name in table.model_fields_set}
 
 
 def timeouts_of(layers: Iterable[Layer]) -> tuple[Timeouts, dict[str, str]]:

@@ -77,7 +77,7 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
             "id": model,
             "object": "model",
             "created": int(snapshot.loaded.timestamp()),
-            "owned_by": owner if slash else route.upstream.name,
+            "owned_by": owner if slash else route.first.upstream.name,
             "type": "model",
             "display_name": model,
             "created_at": snapshot.loaded.strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -354,6 +354,7 @@ async def test_client_times_out(oai: Any, team: Proxy) -> None:
     """A client that gives up waiting gets its own timeout, and the log says that it left."""
     before = len(by_model(team, "sandbox/hang"))
     asked = {**HELLO, "model": "sandbox/hang", "timeout": 0.3}
+    asked["extra_headers"] = {"x-stainless-read-timeout": openai.Omit()}
     with pytest.raises(openai.APITimeoutError):
         await settle(oai.chat.completions.create(**asked))
     async with asyncio.timeout(5):
@@ -362,6 +363,19 @@ async def test_client_times_out(oai: Any, team: Proxy) -> None:
     assert len(records) == before + 1
     assert (records[-1]["outcome"], records[-1]["error"]) == ("client_gone", "client_gone")
     assert records[-1]["attempts"][0]["error"] == "client_gone"
+
+
+async def test_client_says_how_long_it_waits(oai: Any, team: Proxy) -> None:
+    """A client that says how long it will wait has an answer of ours before it gives up."""
+    before = len(by_model(team, "sandbox/hang"))
+    asked = {**HELLO, "model": "sandbox/hang", "timeout": 3}
+    with pytest.raises(openai.InternalServerError) as caught:
+        await settle(oai.chat.completions.create(**asked))
+    assert (caught.value.status_code, caught.value.code) == (504, "upstream_timeout")
+    record = await settled(team, trunkline_id(caught.value.response))
+    assert (record["outcome"], record["error"]) == ("timeout", "upstream_timeout")
+    assert 1500 < record["total_ms"] < 2900
+    assert len(by_model(team, "sandbox/hang")) == before + 1
 
 
 def by_model(proxy: Proxy, model: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from proxy.server import Running, serve
 
 @dataclass
 class Proxy:
-    """A proxy that serves: where, and what it has logged."""
+    """A proxy that serves *file*: where, and what it has logged."""
 
     port: int
     log: Path
+    file: Path
     running: Running | None = None
     process: asyncio.subprocess.Process | None = None
     stderr: Path | None = None
+    _lines: list[dict[str, Any]] = field(default_factory=list)
+    _read: int = 0
 
     @property
     def url(self) -> str:
@@ -35,7 +38,13 @@ class Proxy:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return what is in the log so far."""
-        return [orjson.loads(line) for line in self.log.read_bytes().splitlines()]
+        with self.log.open("rb") as log:
+            log.seek(self._read)
+            new = log.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self._read += len(new)
+        self._lines += [orjson.loads(line) for line in new.splitlines()]
+        return [*self._lines]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of finished exchanges."""
@@ -51,6 +60,39 @@ class Proxy:
         assert len(records) == count, records
         return records[-1]
 
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """Return the lines that are called one of *names*."""
+        return [line for line in self.lines() if line["event"] in names]
+
+    async def event(self, *names: str, count: int = 1, seconds: float = 10.0) -> dict[str, Any]:
+        """Wait for at least *count* lines that are called one of *names*; return the last one."""
+        async with asyncio.timeout(seconds):
+            while len(self.events(*names)) < count:
+                await asyncio.sleep(0.01)
+        return self.events(*names)[-1]
+
+    def tell(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal to the process."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def write(self, toml: str) -> None:
+        """Put *toml* in the place of the file, in one step."""
+        draft = self.file.with_suffix(".new")
+        draft.write_text(toml)
+        draft.replace(self.file)
+
+    async def reload(self, toml: str | None = None) -> dict[str, Any]:
+        """Have the process read its file anew, or *toml* in its place; return the line that says what
+        became of it: `reloaded`, or `reload_failed`.
+        """
+        if toml is not None:
+            self.write(toml)
+        outcomes = ("reloaded", "reload_failed")
+        known = len(self.events(*outcomes))
+        self.tell(signal.SIGHUP)
+        return await self.event(*outcomes, count=known + 1, seconds=20)
+
 
 def _config(directory: str, toml: str) -> Path:
     file = Path(directory, "routes.toml")
@@ -64,13 +106,14 @@ async def serving(
 ) -> AsyncIterator[Proxy]:
     """Serve the configuration *toml* in this process, on a port of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        snapshot = load(_config(directory, toml), env or {}, listen=listen)
+        file = _config(directory, toml)
+        snapshot = load(file, env or {}, listen=listen)
         log = Path(directory, "log")
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             async with serve(snapshot, fd) as running:
                 first = next(iter(running.addresses.values()))[0]
-                yield Proxy(first.port, log, running)
+                yield Proxy(first.port, log, file, running)
         finally:
             os.close(fd)
 
@@ -82,13 +125,17 @@ async def process(
     *,
     listen: str | None = "127.0.0.1:0",
     python: tuple[str, ...] = ("-X", "dev", "-W", "error"),
+    further: tuple[str, ...] = (),
     check: bool = True,
 ) -> AsyncIterator[Proxy]:
-    """Serve *toml* in a process of its own; at its end, it must leave in order and silently."""
+    """Serve *toml* in a process of its own; at its end, it must leave in order and silently.
+
+    *further* are arguments of the verb.
+    """
     with tempfile.TemporaryDirectory() as directory:
         file = _config(directory, toml)
         log, errors = Path(directory, "log"), Path(directory, "errors")
-        arguments = [*python, "-m", "proxy", "serve", "-c", str(file)]
+        arguments = [*python, "-m", "proxy", "serve", "-c", str(file), *further]
         if listen is not None:
             arguments += ["--listen", listen]
         with log.open("wb") as out, errors.open("wb") as err:
@@ -99,7 +146,7 @@ async def process(
                 stderr=err,
                 env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **(env or {})},
             )
-        proxy = Proxy(0, log, process=child, stderr=errors)
+        proxy = Proxy(0, log, file, process=child, stderr=errors)
         try:
             ready = await _ready(proxy, errors)
             port = ready["listen"][0].rpartition(":")[2]
@@ -125,9 +172,6 @@ async def _ready(proxy: Proxy, errors: Path) -> dict[str, Any]:
             assert proxy.process is not None
             if proxy.process.returncode is not None:
                 raise AssertionError(errors.read_text())
-            for line in proxy.log.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    event: dict[str, Any] = orjson.loads(line)
-                    if event["event"] == "ready":
-                        return event
+            for event in proxy.events("ready"):
+                return event
             await asyncio.sleep(0.01)

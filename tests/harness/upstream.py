@@ -60,8 +60,7 @@ class Conn:
 
     def reset(self) -> None:
         """Close with RST, not FIN."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        linger(self.writer.transport)
         self.writer.transport.abort()
         self.keep = False
 
@@ -70,6 +69,12 @@ class Conn:
         async with asyncio.timeout(seconds):
             while await self.reader.read(65536):
                 pass
+
+
+def linger(transport: asyncio.BaseTransport) -> None:
+    """Make closing *transport* reset the connection."""
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 Step = Callable[[Conn, Received], Awaitable[None]]

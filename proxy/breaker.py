@@ -1,0 +1,152 @@
+"""How an upstream has been doing lately, by credential: who rests, whose breaker is open, how busy it is.
+
+Nothing here decides where a request goes, or waits: it keeps the score. All times are loop time, in
+seconds.
+"""
+
+from dataclasses import dataclass, field
+
+FAULTS = 5
+"""So many failures of ours in a row (connect, TLS, first byte late, protocol, cut) open a breaker."""
+ANSWERS = 20
+"""So many answers in the window, half of them 5xx, do the same."""
+WINDOW_SECONDS = 10
+OPEN_SECONDS = 30.0
+LONGEST_OPEN_SECONDS = 300.0
+SUCCESSES = 2
+"""So many in a row close a breaker that had been open."""
+REST_SECONDS = 60.0
+"""No rest is longer, whatever the upstream asks for."""
+REFUSED_SECONDS = 1.0
+"""How long after a refused connection the only upstream of a route is not asked again."""
+LATENCY_WEIGHT = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """How much an upstream is doing for us: attempts *active*, and those of them that are retries."""
+
+    active: int = 0
+    retrying: int = 0
+
+    def may_retry(self) -> bool:
+        """Return whether one more retry is within the budget: 20 % of what is active, or 3."""
+        return self.retrying < max(3, self.active // 5)
+
+
+@dataclass(slots=True, eq=False)
+class Health:
+    """The score of one credential at one upstream.
+
+    *open_until* and *resting_until* are when its breaker and its rest end; *failed* is when it
+    failed last; *latency* how long it took to begin an answer, lately, in seconds.
+    """
+
+    load: Load = field(default_factory=Load)
+    faults: int = 0
+    opened: int = 0
+    open_until: float = 0.0
+    resting_until: float = 0.0
+    refused_until: float = 0.0
+    failed: float = 0.0
+    latency: float = 0.0
+    used: float = 0.0
+    _successes: int = 0
+    _probes: int = 0
+    _probe: int = 0
+    _second: int = 0
+    _good: list[int] = field(default_factory=lambda: [0] * WINDOW_SECONDS)
+    _bad: list[int] = field(default_factory=lambda: [0] * WINDOW_SECONDS)
+
+    def ready(self, now: float) -> bool:
+        """Return whether an attempt may be made: it neither rests nor is its breaker open, but for
+        one probe when its time is over.
+        """
+        if self.resting_until > now or self.open_until > now:
+            return False
+        return not (self.opened and self._probe)
+
+    @property
+    def probing(self) -> bool:
+        """Return whether somebody tries, at this moment, though it rests or its breaker was open."""
+        return self._probe > 0
+
+    def ready_at(self) -> float:
+        """Return when an attempt may be made again."""
+        return max(self.resting_until, self.open_until)
+
+    def begin(self, now: float) -> int:
+        """An attempt begins. Return which probe it is, 0 if it is none: one is made though it rests,
+        or since its breaker opened. What comes of the attempt is told together with this.
+        """
+        self.used = now
+        self.load.active += 1
+        if not self.opened and self.resting_until <= now:
+            return 0
+        self._probes += 1
+        self._probe = self._probes
+        return self._probe
+
+    def end(self, probe: int) -> None:
+        """An attempt is over, whatever came of it."""
+        self.load.active -= 1
+        self._probed(probe)
+
+    def answered(self, now: float, status: int, seconds: float, probe: int) -> None:
+        """An answer of *status* has begun, after *seconds*."""
+        bad = status >= 500
+        self._probed(probe)
+        self._count(now, bad)
+        if bad:
+            self.failed = now
+            self._successes = 0
+            if self.opened or self._mostly_bad():
+                self._open(now)
+            return
+        if status < 400:  # to refuse is quick
+            self.latency += LATENCY_WEIGHT * (seconds - self.latency) if self.latency else seconds
+
+    def succeeded(self, probe: int) -> None:
+        """An answer, not a 5xx, has come to its end."""
+        self.faults = 0
+        if self.opened and probe:  # what was on its way when it opened says nothing new
+            self._successes += 1
+            if self._successes >= SUCCESSES:
+                self.opened = self._successes = 0
+
+    def fault(self, now: float, *, refused: bool = False) -> None:
+        """An attempt failed on its way, or broke off."""
+        self.failed = now
+        self.faults += 1
+        self._successes = 0
+        if refused:
+            self.refused_until = now + REFUSED_SECONDS
+        if self.opened or self.faults >= FAULTS:
+            self._open(now)
+
+    def rest(self, now: float, seconds: float) -> None:
+        """Let it rest for *seconds*."""
+        self.failed = now
+        self.resting_until = max(self.resting_until, now + min(seconds, REST_SECONDS))
+
+    def _probed(self, probe: int) -> None:
+        if probe == self._probe:  # else a later one is under way
+            self._probe = 0
+
+    def _open(self, now: float) -> None:
+        if self.open_until > now:
+            return  # what was on its way when it opened says nothing new
+        seconds = min(OPEN_SECONDS * 2**self.opened, LONGEST_OPEN_SECONDS)
+        self.opened = min(self.opened + 1, 8)
+        self.open_until = now + seconds
+
+    def _count(self, now: float, bad: bool) -> None:
+        second = int(now)
+        for passed in range(self._second + 1, min(second, self._second + WINDOW_SECONDS) + 1):
+            self._good[passed % WINDOW_SECONDS] = self._bad[passed % WINDOW_SECONDS] = 0
+        self._second = max(self._second, second)
+        (self._bad if bad else self._good)[second % WINDOW_SECONDS] += 1
+
+    def _mostly_bad(self) -> bool:
+        good, bad = sum(self._good), sum(self._bad)
+        return good + bad >= ANSWERS and bad * 2 >= good + bad

@@ -1,0 +1,463 @@
+"""Open an attempt: pick a target and a credential, send, wait for the head of an answer; where that
+fails, others, as `retry` allows. It ends with an opened answer, or with an error.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from proxy.balance import Choice, Scores, order
+from proxy.body import BodyError, Found, splice
+from proxy.connection import Connection, Upload
+from proxy.dialects import REALTIME, Dialect
+from proxy.errors import (
+    NOT_CONFIGURED,
+    UPSTREAM_AUTH,
+    UPSTREAM_CONNECT,
+    UPSTREAM_PROTOCOL,
+    UPSTREAM_TIMEOUT,
+    UPSTREAM_UNAVAILABLE,
+    Fault,
+    ProxyError,
+    UpstreamFailure,
+)
+from proxy.exchange import Attempt, Exchange
+from proxy.headers import find
+from proxy.hints import retry_after, should_retry
+from proxy.outbound import WEBSOCKET, Addressed, address, head, length
+from proxy.relay import is_plain, is_stream
+from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again
+from proxy.routes import Group, Route, Target
+from proxy.sse import error_in, has_event
+from proxy.target import path_for, query_for
+from proxy.transport import Transport
+
+Pieces = Sequence[bytes | memoryview]
+Tell = Callable[..., object]
+"""Is told, as an event of the log with its facts, what an operator should hear of."""
+
+PEEK_BYTES = 64 * 1024
+PEEK_SECONDS = 0.5
+REST_SECONDS = 5.0
+"""How long a credential rests after a 429 that does not say."""
+CUT_SHORT_SECONDS = 0.02
+"""An attempt that fails with less than this left has failed because there was no more."""
+MARGIN_SECONDS = 1.0
+"""How long before an SDK gives up it has our answer."""
+
+_TOO_LONG = re.compile(
+    rb'"context_length_exceeded"|prompt is too long|maximum context length|context window',
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What is asked for in *exchange*, of whichever of *groups* will have it.
+
+    *name* is the model asked for, as *found* in the request, and *route* says what each target
+    calls it; all None where no model is carried. *body* is held whole; an *upload* is passed on as
+    it comes, *framing* says how. With *upgrade* the answer may be a tunnel.
+    """
+
+    exchange: Exchange
+    groups: tuple[Group, ...]
+    passthrough: bool
+    route: Route | None = None
+    name: str = ""
+    found: Found | None = None
+    body: bytes = b""
+    framing: bytes = b""
+    upload: Upload | None = None
+    upgrade: bool = False
+
+    @property
+    def dialect(self) -> Dialect:
+        """Return the dialect that is spoken."""
+        assert self.exchange.dialect is not None
+        return self.exchange.dialect
+
+    def write(self, choice: Choice) -> tuple[Addressed, Pieces]:
+        """Write the request that goes to *choice*: where to, and its pieces in order."""
+        exchange, dialect, found = self.exchange, self.dialect, self.found
+        target = choice.target
+        suffix, query, framing = exchange.suffix, exchange.query, self.framing
+        content: list[bytes | memoryview] = [self.body] if self.body else []
+        if found is not None and self.route is not None:
+            sent = exchange.model_sent = self.route.model_sent(target, self.name)
+            if found.model == sent:
+                pass  # not a byte changes
+            elif dialect.carries == "path":
+                try:
+                    suffix = path_for(suffix, sent)
+                except BodyError as error:
+                    raise error.told() from None
+            elif dialect.carries == "query":
+                query = query_for(query, sent)
+            else:
+                content = splice(self.body, found, sent)
+            framing = WEBSOCKET
+            if dialect is not REALTIME:
+                framing = length(sum(len(piece) for piece in content))
+        to = address(target.upstream, dialect, suffix, query)
+        first = head(
+            exchange.method,
+            to,
+            target.upstream,
+            choice.credential,
+            dialect,
+            exchange.headers,
+            stream=exchange.stream,
+            passthrough=self.passthrough,
+            framing=framing,
+        )
+        return to, [first, *content]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """An answer that has begun, on *connection*, to an *attempt* at *choice*."""
+
+    choice: Choice
+    to: Addressed
+    connection: Connection
+    attempt: Attempt
+    probe: int
+
+
+class Opener:
+    """Opens answers. One for each process: the *scores* are kept from exchange to exchange."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        scores: Scores,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,  # noqa: TID251 - the default of a parameter
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.transport = transport
+        self.scores = scores
+        self.tell = tell
+        self.clock = clock
+        self.wall = wall
+        self.chance = chance
+
+    async def open(self, asked: Asked) -> Opened:
+        """Return an answer to relay. Raises `ProxyError` where there is none that may be relayed."""
+        opening = _Opening(self, asked)
+        try:
+            opened = await opening.run()
+        finally:
+            opening.close()
+        self._judge(asked, opened)
+        return opened
+
+    def done(self, opened: Opened) -> None:
+        """Take note that the answer *opened* is over, whatever came of it; keep its connection, if
+        it can be used again.
+        """
+        attempt, health = opened.attempt, opened.choice.health
+        attempt.ended = self.clock()
+        if attempt.broken:
+            health.fault(attempt.ended)
+        elif attempt.error is None and (attempt.status or 0) < 500:
+            health.succeeded(opened.probe)
+        health.end(opened.probe)
+        self.transport.release(attempt.upstream, opened.to.base.origin, opened.connection)
+
+    def _judge(self, asked: Asked, opened: Opened) -> None:
+        """Refuse an answer that must not be relayed, whatever it says."""
+        status = opened.connection.status
+        error = None
+        if status == 401 and not asked.passthrough:
+            # Not the caller's key is meant but ours, and the body may quote it.
+            error = ProxyError(UPSTREAM_AUTH, "The upstream refused the proxy's credential.")
+        elif 300 <= status < 400 and status != 304:
+            error = ProxyError(UPSTREAM_PROTOCOL, "The upstream redirected the request.")
+        if error is not None:
+            opened.attempt.error = error.kind.code
+            opened.choice.health.end(opened.probe)
+            self.transport.drop(opened.connection)
+            raise error
+
+
+class _Opening:
+    """One exchange's way to an answer."""
+
+    def __init__(self, opener: Opener, asked: Asked) -> None:
+        self._opener = opener
+        self._asked = asked
+        self._clock = opener.clock
+        self._deadline: float | None = None
+        self._trip: Trip | None = None
+        self._held: Opened | None = None  # an answer that is relayed if nothing better comes
+        self._held_for = 0
+        self._ordered: list[Target] | None = None
+
+    async def run(self) -> Opened:
+        choice = self._first()
+        self._deadline = self._end_of_patience(choice.target)
+        try:
+            return await self._attempt(choice)
+        except Failed as failed:
+            if failed.reason not in RULES:
+                return self._settle(failed)
+            self._trip = self._make_trip(failed)
+            try:
+                return await again(self._trip, failed, self._attempt)
+            except Failed as last:
+                return self._settle(last)
+
+    def close(self) -> None:
+        """Give back what was held on the way."""
+        if self._trip is not None:
+            self._trip.close()
+        if self._held is not None:
+            self._discard()
+
+    def _settle(self, failed: Failed) -> Opened:
+        """Return the answer that *failed* came with, to be relayed as it is. Raises its error."""
+        opened, self._held = self._held, None
+        if opened is not None:
+            return opened
+        assert failed.error is not None
+        raise failed.error
+
+    def _end_of_patience(self, target: Target) -> float | None:
+        """Return when an answer must have begun: before the route's time is up, and the SDK's."""
+        exchange = self._asked.exchange
+        limits = [target.retry.deadline, target.timeouts.total]
+        told = find(exchange.headers, b"x-stainless-read-timeout")
+        if told is not None and len(told) < 16 and told.replace(b".", b"", 1).isdigit():
+            seconds = float(told)
+            limits.append(max(seconds - MARGIN_SECONDS, seconds / 2))
+        known = [limit for limit in limits if limit is not None]
+        return exchange.received + min(known) if known else None
+
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else self._deadline - self._clock()
+
+    def _make_trip(self, failed: Failed) -> Trip:
+        count = find(self._asked.exchange.headers, b"x-stainless-retry-count")
+        resent = count is not None and count not in (b"", b"0")
+        trip = Trip(
+            failed.choice.target.retry,
+            self._others,
+            self._seconds_left,
+            resent=resent,
+            chance=self._opener.chance,
+        )
+        trip.tried.append(failed.choice)
+        return trip
+
+    # Where to
+
+    def _allowed(self) -> list[Target]:
+        """Return the targets that will do, in the order in which to try them."""
+        if self._ordered is None:
+            ordered: list[Target] = []
+            if self._asked.passthrough:  # the caller's own credential is for one upstream only
+                ordered += self._asked.groups[0].targets[:1]
+            else:
+                for group in self._asked.groups:
+                    ordered += self._order(group)
+            self._ordered = [target for target in ordered if self._will_do(target)]
+        return self._ordered
+
+    def _order(self, group: Group) -> list[Target]:
+        opener, stick = self._opener, None
+        if group.sticky is not None:
+            stick = find(self._asked.exchange.headers, group.sticky)
+        return order(group, opener.scores, stick, opener.chance)
+
+    def _will_do(self, target: Target) -> bool:
+        upstream, asked = target.upstream, self._asked
+        if asked.route is not None and not upstream.speaks(asked.dialect):
+            return False
+        return upstream.lacks(passthrough=asked.passthrough) is None
+
+    def _choices(self, target: Target) -> list[Choice]:
+        """Return the choices that *target* offers, the credential that was used longest ago first."""
+        choices = self._opener.scores.choices(target)
+        if len(choices) == 1 or self._asked.passthrough:
+            return [choices[0]]
+        return sorted(choices, key=lambda choice: choice.health.used)
+
+    def _first(self) -> Choice:
+        """Return where the first attempt goes. Raises `ProxyError` where there is nowhere to go."""
+        now = self._clock()
+        choices = [choice for target in self._allowed() for choice in self._choices(target)]
+        known = [choice for choice in choices if _known(choice, self._asked)]
+        if not known:
+            source = choices[0].credential.secret.source if choices[0].credential else ""
+            message = f"It is not configured yet: {source} has not given a credential."
+            raise ProxyError(NOT_CONFIGURED, message, headers=(("Retry-After", "2"),))
+        for choice in known:
+            if choice.health.ready(now):
+                return choice
+        last = min(known, key=lambda choice: choice.health.failed)
+        if len({choice.target.upstream for choice in known}) == 1:
+            if last.health.refused_until > now and last.health.open_until > now:
+                message = "The upstream could not be reached: it refused the connection."
+                raise ProxyError(UPSTREAM_CONNECT, message, headers=(("Retry-After", "1"),))
+            return last  # a route's only upstream is never blacked out
+        if not last.health.probing:
+            return last
+        rest = min(choice.health.ready_at() for choice in known) - now
+        wait = (("Retry-After", str(max(1, round(rest)))),)
+        message = "Every upstream of this model is resting after failures."
+        raise ProxyError(UPSTREAM_UNAVAILABLE, message, headers=wait)
+
+    def _others(self, trip: Trip, failed: Choice, rule: Rule) -> Iterator[Choice]:
+        """Yield where else to go after an attempt at *failed* failed, best first."""
+        now = self._clock()
+        nothing_sent = rule.fault or rule is RULES[Fault.DEAD]
+        for target in self._allowed():
+            same_upstream = target.upstream is failed.target.upstream
+            if same_upstream and nothing_sent:
+                continue  # it would fare no better
+            for choice in self._choices(target):
+                if target is failed.target and not rule.sibling:
+                    continue
+                health = choice.health
+                if choice in trip.tried or not _known(choice, self._asked):
+                    continue
+                if health.ready(now):
+                    yield choice
+
+    # One attempt
+
+    async def _attempt(self, choice: Choice) -> Opened:
+        """Make an attempt at *choice*. Raises `Failed` where it may not be the last one."""
+        if self._held is not None:
+            self._held.attempt.abandoned = self._held_for
+            self._discard()
+        asked, trip, opener = self._asked, self._trip, self._opener
+        exchange, upstream, health = asked.exchange, choice.target.upstream, choice.health
+        left = self._seconds_left()
+        if left is not None and left <= 0:
+            message = "The answer did not begin in the time that this route allows in all."
+            raise ProxyError(UPSTREAM_TIMEOUT, message)
+        if trip is not None:
+            trip.tried.append(choice)
+        exchange.upstream = upstream
+        to, pieces = asked.write(choice)
+        started = self._clock()
+        attempt = exchange.begin(upstream, started)
+        probe = health.begin(started)
+        try:
+            connection = await opener.transport.open(
+                upstream.name,
+                to.base.origin,
+                pieces,
+                choice.target.timeouts,
+                attempt,
+                asked.upload,
+                seconds=left,
+                fresh=asked.upload is not None or asked.upgrade or (trip and trip.fresh) or False,
+                upgrade=asked.upgrade,
+            )
+        except UpstreamFailure as failure:
+            attempt.error = failure.kind.code
+            self._note_fault(choice, failure)
+            health.end(probe)
+            raise Failed(choice, self._reason_of(failure), error=failure) from None
+        except BaseException as error:
+            if isinstance(error, ProxyError):
+                attempt.error = error.kind.code
+            health.end(probe)
+            raise
+        finally:
+            attempt.ended = self._clock()
+            exchange.waited += attempt.ended - started
+        opened = Opened(choice, to, connection, attempt, probe)
+        try:
+            reason = await self._look(opened)
+        except BaseException:
+            health.end(probe)
+            opener.transport.drop(connection)
+            raise
+        health.answered(attempt.ended, _as_status(reason), attempt.ended - started, probe)
+        if reason == 401 and not asked.passthrough:
+            self._note_refusal(choice)
+        if reason not in RULES or asked.upload is not None:
+            return opened
+        self._held, self._held_for = opened, reason
+        raise self._failed(opened, reason)
+
+    def _reason_of(self, failure: UpstreamFailure) -> Fault:
+        """Return the fault of *failure*; what has begun to be passed on cannot be sent again."""
+        unsent = failure.fault in (Fault.UNSENT, Fault.NOWHERE, Fault.CERTIFICATE)
+        if self._asked.upload is not None and not unsent:
+            return Fault.MALFORMED
+        return failure.fault
+
+    def _note_fault(self, choice: Choice, failure: UpstreamFailure) -> None:
+        """Keep the score of a *failure*, and tell the operator of one that will not heal by itself.
+
+        Where the time was up for the caller, who may be hasty, or for all attempts together, that says
+        nothing of an upstream that had not had its own time to be reached, or to begin.
+        """
+        left = self._seconds_left()
+        cut_short = left is not None and left < CUT_SHORT_SECONDS
+        if RULES[failure.fault].fault and not cut_short:
+            refused = failure.kind is UPSTREAM_CONNECT
+            choice.health.fault(self._clock(), refused=refused)
+        if failure.fault is Fault.CERTIFICATE:
+            self._opener.tell("upstream_certificate", upstream=choice.target.upstream.name)
+
+    async def _look(self, opened: Opened) -> int:
+        """Return the status of an answer, or what stands for it where its body says more."""
+        connection, route = opened.connection, self._asked.route
+        status = connection.status
+        if route is None or (status == 400 and not route.on_context_length):
+            return status
+        if status == 400:
+            body = await connection.peek(lambda _: False, PEEK_BYTES, PEEK_SECONDS)
+            return TOO_LONG if _TOO_LONG.search(body) else status
+        headers = connection.headers
+        if status == 200 and route.peek and is_stream(headers) and is_plain(headers):
+            body = await connection.peek(has_event, PEEK_BYTES, PEEK_SECONDS)
+            return error_in(body) or status
+        return status
+
+    def _failed(self, opened: Opened, reason: int) -> Failed:
+        """Say that the answer *opened* is one after which another upstream may be asked."""
+        choice, headers = opened.choice, opened.connection.headers
+        after = retry_after(headers, self._opener.wall())
+        if reason == 429 and self._has_alternative(choice):
+            choice.health.rest(self._clock(), REST_SECONDS if after is None else after)
+        return Failed(choice, reason, after=after, hint=should_retry(headers))
+
+    def _note_refusal(self, choice: Choice) -> None:
+        """Let a credential rest that the upstream would not have, and tell the operator."""
+        if choice.credential is None:
+            return
+        choice.credential.secret.refused()
+        source, upstream = choice.credential.secret.source, choice.target.upstream.name
+        self._opener.tell("credential_refused", upstream=upstream, source=source)
+        if self._has_alternative(choice):
+            choice.health.rest(self._clock(), CREDENTIAL_REST_SECONDS)
+
+    def _has_alternative(self, choice: Choice) -> bool:
+        """Return whether there is anywhere to go while *choice* rests."""
+        allowed = self._allowed()
+        return len(allowed) > 1 or len(self._opener.scores.choices(choice.target)) > 1
+
+    def _discard(self) -> None:
+        assert self._held is not None
+        self._opener.done(self._held)
+        self._held = None
+
+
+def _known(choice: Choice, asked: Asked) -> bool:
+    """Return whether the credential of *choice* has a value, or none is needed."""
+    return choice.credential is None or asked.passthrough or choice.credential.secret.known
+
+
+def _as_status(reason: int) -> int:
+    return 400 if reason == TOO_LONG else reason

@@ -1,0 +1,545 @@
+"""The one owner of retries: what follows a failure, row by row, how long it waits, and when it stops."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.balance import Choice, Scores
+from proxy.errors import UPSTREAM_TIMEOUT, Fault, ProxyError
+from proxy.retry import RULES, TOO_LONG, Failed, Rule, Trip, again
+from proxy.routes import Base, Origin, Retry, Target, Upstream
+
+Reason = Fault | int
+
+BROKEN = [500, 502, 504, *range(520, 525)]
+BUSY = [408, 503, 529]
+FINAL = [200, 201, 204, 301, 302, 307, 400, 402, 403, 404, 405, 409, 410, 413, 415, 418, 422, 425]
+FINAL += [451, 499, 501, 505, 507, 519, 525, 530, 599]
+LOTS = Retry(attempts=20)
+
+
+def place(name: str, *, billed: bool = True) -> Choice:
+    """Return the only choice of a target of its own."""
+    origin = Origin("http", f"{name.lower()}.test", 80)
+    target = Target(Upstream(name, Base(origin, ""), billed=billed), "m")
+    return Scores().choices(target)[0]
+
+
+def places(names: str, *, free: str = "") -> list[Choice]:
+    """Return a choice for each of *names*; to be asked by those that are *free* costs nothing."""
+    return [place(name, billed=name not in free) for name in names]
+
+
+class Journey:
+    """A trip over *choices*, from the first of them on; *rules* are those by which it asked for others."""
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        policy: Retry = LOTS,
+        *,
+        left: float | None = None,
+        resent: bool = False,
+        chance: float = 0.0,
+    ) -> None:
+        self.rules: list[Rule] = []
+        self.choices = choices
+        self.left = left
+        self.trip = Trip(
+            policy, self._others, lambda: self.left, resent=resent, chance=lambda: chance
+        )
+        self.trip.tried.append(choices[0])
+
+    def _others(self, trip: Trip, failed: Choice, rule: Rule) -> Iterator[Choice]:
+        assert failed is trip.tried[-1]
+        self.rules.append(rule)
+        for choice in self.choices:
+            if choice not in trip.tried and choice.health.load.may_retry():
+                yield choice
+
+    def fails(self, reason: Reason, **said: Any) -> str:
+        """Let the last attempt fail; return the name of where the next one goes, empty if there is none."""
+        if not self.trip.goes_on(Failed(self.trip.tried[-1], reason, **said)):
+            return ""
+        assert self.trip.choice is not None
+        self.trip.tried.append(self.trip.choice)
+        return self.trip.choice.target.upstream.name
+
+    @property
+    def road(self) -> str:
+        return "".join(choice.target.upstream.name for choice in self.trip.tried)
+
+    def close(self) -> None:
+        """Give up the trip, which must leave no place in any budget taken."""
+        self.trip.close()
+        assert [choice.health.load.retrying for choice in self.choices] == [0] * len(self.choices)
+
+
+def road(reason: Reason, names: str = "A", policy: Retry = LOTS, **how: Any) -> str:
+    """Return where the attempts go, if each fails for *reason*: `AAB` is A, A again, then B."""
+    said = {key: how.pop(key) for key in ("after", "hint") if key in how}
+    journey = Journey(places(names, free=how.pop("free", "")), policy, **how)
+    while journey.fails(reason, **said):
+        pass
+    journey.close()
+    return journey.road
+
+
+# The table
+
+TABLE: list[tuple[Reason, str, str]] = [
+    (Fault.UNSENT, "AAA", "ABCCC"),
+    (Fault.NOWHERE, "A", "ABC"),
+    (Fault.CERTIFICATE, "A", "ABC"),
+    (Fault.DEAD, "AA", "AABBCC"),
+    (Fault.STALE, "AA", "AA"),
+    (Fault.AMBIGUOUS, "A", "A"),
+    (Fault.LATE, "A", "A"),
+    (Fault.MALFORMED, "A", "A"),
+    (401, "A", "ABC"),
+    (429, "A", "ABC"),
+    (TOO_LONG, "A", "ABC"),
+    *((status, "AA", "ABCC") for status in BUSY),
+    *((status, "A", "AB") for status in BROKEN),
+    *((status, "A", "A") for status in FINAL),
+]
+
+
+@pytest.mark.parametrize(("reason", "alone", "among"), TABLE, ids=str)
+def test_the_table(reason: Reason, alone: str, among: str) -> None:
+    """Each failure is followed by what its row says: at the only upstream, and where two others exist."""
+    assert road(reason) == alone
+    assert road(reason, "ABC") == among
+
+
+def test_the_table_is_complete() -> None:
+    """Every fault has a row, and so have just the statuses that the table names."""
+    assert set(RULES) == {*Fault, 401, 429, TOO_LONG, *BUSY, *BROKEN}
+    assert set(RULES) <= {reason for reason, _, _ in TABLE}
+
+
+def test_what_counts_for_the_breaker() -> None:
+    """Failures of ours count for the breaker, but for a connection that had been idle; statuses do not."""
+    counting = {reason for reason, row in RULES.items() if row.fault}
+    assert counting == {*Fault} - {Fault.DEAD, Fault.STALE}
+
+
+@pytest.mark.parametrize("reason", RULES, ids=str)
+def test_whose_matter_it_is(reason: Reason) -> None:
+    """After 401 and 429 another credential of the same upstream will do; others are asked for by that rule."""
+    journey = Journey(places("AB"))
+    journey.fails(reason)
+    assert all(row is RULES[reason] for row in journey.rules)
+    assert RULES[reason].sibling is (reason in (401, 429))
+
+
+@pytest.mark.parametrize(
+    ("reason", "free", "policy", "expected"),
+    [
+        (Fault.AMBIGUOUS, "", LOTS, "A"),
+        (Fault.AMBIGUOUS, "A", LOTS, "AB"),
+        (Fault.AMBIGUOUS, "AB", LOTS, "ABC"),
+        (Fault.AMBIGUOUS, "BC", LOTS, "A"),
+        (Fault.LATE, "A", LOTS, "AB"),
+        (Fault.LATE, "ABC", LOTS, "ABC"),
+        (Fault.AMBIGUOUS, "", Retry(attempts=20, ambiguous=True), "ABC"),
+        (Fault.LATE, "", Retry(attempts=20, ambiguous=True), "ABC"),
+        (Fault.MALFORMED, "ABC", Retry(attempts=20, ambiguous=True), "A"),
+        (Fault.STALE, "ABC", Retry(attempts=20, ambiguous=True), "AA"),
+    ],
+)
+def test_what_may_be_billed_twice(reason: Fault, free: str, policy: Retry, expected: str) -> None:
+    """What was sent whole is asked elsewhere only if *its* upstream is free, or the operator allows it."""
+    assert road(reason, "ABC", policy, free=free) == expected
+    assert road(reason, "A", policy, free=free) == ("AA" if reason is Fault.STALE else "A")
+
+
+def test_stale_off() -> None:
+    """With `stale = false` what went out on a used connection is not repeated; what was not whole, is."""
+    policy = Retry(attempts=20, stale=False)
+    assert road(Fault.STALE, "ABC", policy) == "A"
+    assert road(Fault.DEAD, "A", policy) == "AA"
+
+
+@pytest.mark.parametrize("status", BROKEN)
+def test_failover_5xx_off(status: int) -> None:
+    """With `failover_5xx = false` an upstream's own fault is final."""
+    assert road(status, "ABC", Retry(failover_5xx=False)) == "A"
+    assert road(503, "AB", Retry(failover_5xx=False)) == "ABB"
+
+
+def test_failover_5xx_is_once() -> None:
+    """A fault of an upstream's own moves on once, whatever other failures lie between."""
+    journey = Journey(places("ABCD"))
+    assert [journey.fails(reason) for reason in (500, 503, 502)] == ["B", "C", ""]
+
+
+def test_failover_5xx_is_not_used_up_by_nobody() -> None:
+    """Where there was nobody to move on to, moving on is not used up."""
+    choices = places("AB")
+    choices[1].health.load.retrying = 3
+    journey = Journey(choices)
+    assert journey.fails(500) == ""
+    choices[1].health.load.retrying = 0
+    assert journey.fails(500) == "B"
+
+
+@pytest.mark.parametrize("status", [*BUSY, 429])
+@pytest.mark.parametrize("how", [{"hint": False}, {"resent": True}], ids=["hint", "resent"])
+def test_who_asks_not_to_be_asked(status: int, how: dict[str, Any]) -> None:
+    """`x-should-retry: false`, and an SDK that asks again itself, keep the same upstream from being asked."""
+    assert road(status, "A", after=1.0, **how) == "A"
+    assert road(status, "ABC", after=1.0, **how) == "ABC"
+
+
+@pytest.mark.parametrize("reason", [Fault.UNSENT, Fault.DEAD, Fault.STALE], ids=str)
+def test_resent_is_about_answers(reason: Fault) -> None:
+    """That the SDK asks again does not matter where there was no answer."""
+    assert road(reason, resent=True) == road(reason)
+
+
+@pytest.mark.parametrize("reason", [*BROKEN, 401, TOO_LONG, *FINAL])
+def test_a_hint_allows_nothing(reason: int) -> None:
+    """`x-should-retry: true` is what it was without it: no row gets more."""
+    assert road(reason, "ABC", hint=True) == road(reason, "ABC")
+    assert road(reason, hint=True) == "A"
+
+
+# How long an answer asks to wait
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(None, "A"), (0.0, "AA"), (1, "AA"), (2, "AA"), (2.001, "A"), (3, "A"), (10, "A"), (11, "A")],
+)
+def test_429_asks_to_wait(after: float | None, expected: str) -> None:
+    """A 429 is asked again once where it came from if it says how long, and that is at most 2 s."""
+    assert road(429, after=after) == expected
+    assert road(429, "AB", after=after) == ("AB" if expected == "A" else "ABB")
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(None, "AA"), (0.0, "AA"), (1, "AA"), (3, "AA"), (10, "AA"), (10.001, "A"), (3600, "A")],
+)
+@pytest.mark.parametrize("status", BUSY)
+def test_503_asks_to_wait(status: int, after: float | None, expected: str) -> None:
+    """A 408, 503 or 529 is asked again once where it came from, if it does not ask for more than 10 s."""
+    assert road(status, after=after) == expected
+    assert road(status, "AB", after=after) == ("AB" if expected == "A" else "ABB")
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.25, 0.999])
+@pytest.mark.parametrize(
+    ("reason", "after", "base", "floor"),
+    [
+        (Fault.UNSENT, None, 0.1, 0.0),
+        (Fault.DEAD, None, 0.0, 0.0),
+        (Fault.STALE, None, 0.0, 0.0),
+        (429, 1.5, 0.0, 1.5),
+        (408, None, 0.5, 0.0),
+        (503, None, 0.5, 0.0),
+        (503, 0.3, 0.5, 0.3),
+        (529, 7.0, 0.5, 7.0),
+    ],
+)
+def test_waits(
+    reason: Reason, after: float | None, base: float, floor: float, chance: float
+) -> None:
+    """The same upstream is asked after a wait with full jitter, and not before the time it asked for."""
+    journey = Journey(places("A"), chance=chance)
+    assert journey.fails(reason, after=after) == "A"
+    assert journey.trip.wait == pytest.approx(max(base * chance, floor))
+    if journey.fails(reason, after=after):
+        assert journey.trip.wait == pytest.approx(2 * base * chance)
+
+
+@pytest.mark.parametrize("after", [None, 1.0, 3600.0])
+@pytest.mark.parametrize("reason", [Fault.UNSENT, *BUSY, 429, 401, *BROKEN], ids=str)
+def test_elsewhere_there_is_no_wait(reason: Reason, after: float | None) -> None:
+    """Who has somewhere else to go goes there at once, however long the answer asks to wait."""
+    journey = Journey(places("AB"), left=5.0, chance=0.9)
+    assert journey.fails(reason, after=after) == "B"
+    assert journey.trip.wait == 0
+
+
+@pytest.mark.parametrize("reason", RULES, ids=str)
+def test_a_fresh_connection(reason: Reason) -> None:
+    """Only what a dead connection did to the same upstream asks for a new one."""
+    journey = Journey(places("AB"))
+    while came := journey.fails(reason, after=1.0):
+        same = journey.trip.tried[-2] is journey.trip.tried[-1]
+        assert journey.trip.fresh is (same and reason in (Fault.DEAD, Fault.STALE)), came
+
+
+# Limits
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3, 4])
+@pytest.mark.parametrize("reason", [Fault.UNSENT, Fault.DEAD, Fault.NOWHERE, 401, *BUSY], ids=str)
+def test_attempts(reason: Reason, attempts: int) -> None:
+    """There are never more than `attempts` in all, the first one included."""
+    whole = road(reason, "ABC")
+    assert road(reason, "ABC", Retry(attempts=attempts)) == whole[:attempts]
+
+
+@pytest.mark.parametrize(
+    ("left", "goes"), [(None, "A"), (2.0, "A"), (1.5, ""), (1.0, ""), (0.0, ""), (-1.0, "")]
+)
+def test_a_deadline_shorter_than_the_wait(left: float | None, goes: str) -> None:
+    """A wait that the deadline would cut is not begun."""
+    journey = Journey(places("A"), left=left)
+    assert journey.fails(503, after=1.5) == goes
+    journey.close()
+
+
+@pytest.mark.parametrize(("left", "goes"), [(0.001, "B"), (0.0, ""), (-1.0, "")])
+def test_a_deadline_and_somewhere_else(left: float, goes: str) -> None:
+    """Somewhere else is gone to at once, for as long as there is any time."""
+    journey = Journey(places("AB"), left=left)
+    assert journey.fails(503, after=1.5) == goes
+    journey.close()
+
+
+@pytest.mark.parametrize("reason", [Fault.UNSENT, Fault.DEAD, Fault.STALE, *BUSY, 429], ids=str)
+def test_a_budget_that_is_used_up(reason: Reason) -> None:
+    """An upstream with too many retries in flight is not asked again; another one is."""
+    choices = places("AB")
+    choices[0].health.load.retrying = 3
+    journey = Journey(choices)
+    assert journey.fails(reason, after=1.0) == ("" if reason is Fault.STALE else "B")
+    journey.trip.close()
+    assert choices[0].health.load.retrying == 3
+
+
+def test_the_budget_is_held_by_who_goes_on() -> None:
+    """Asking again where it came from holds a place there, until it has failed or the trip is over;
+    going on elsewhere holds none.
+    """
+    choices = places("AB")
+    journey = Journey(choices)
+
+    def held() -> list[int]:
+        return [choice.health.load.retrying for choice in choices]
+
+    assert (journey.fails(503), held()) == ("B", [0, 0])
+    assert (journey.fails(503), held()) == ("B", [0, 1])
+    assert (journey.fails(503), held()) == ("", [0, 0])
+    assert (journey.fails(Fault.DEAD), held()) == ("", [0, 0])
+    again_from = Journey(choices)
+    assert (again_from.fails(Fault.DEAD), held()) == ("A", [1, 0])
+    again_from.trip.close()
+    again_from.trip.close()
+    assert held() == [0, 0]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([*RULES, 200, 404]),
+        st.none() | st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 10.0, 11.0]),
+        st.sampled_from([None, True, False]),
+    ),
+    min_size=12,
+    max_size=12,
+)
+POLICIES = st.builds(
+    Retry,
+    attempts=st.integers(1, 8),
+    stale=st.booleans(),
+    failover_5xx=st.booleans(),
+    ambiguous=st.booleans(),
+)
+
+
+@given(
+    STEPS,
+    POLICIES,
+    st.lists(st.booleans(), min_size=1, max_size=5),
+    st.none() | st.floats(0, 12),
+    st.booleans(),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_any_journey(
+    steps: list[tuple[Reason, float | None, bool | None]],
+    policy: Retry,
+    billed: list[bool],
+    left: float | None,
+    resent: bool,
+    chance: float,
+) -> None:
+    """Whatever fails, attempts are few, waits short, and nothing that may be billed is asked twice."""
+    choices = [place(f"{at}", billed=one) for at, one in enumerate(billed)]
+    journey = Journey(choices, policy, left=left, resent=resent, chance=chance)
+    trip, moved_by_5xx = journey.trip, 0
+    for reason, after, hint in steps:
+        here, before = trip.tried[-1], [*trip.tried]
+        said = {"after": after, "hint": hint} if isinstance(reason, int) else {}
+        if not journey.fails(reason, **said):
+            break
+        there = trip.tried[-1]
+        assert reason in RULES
+        assert len(trip.tried) <= policy.attempts
+        assert there is here or there not in before
+        assert 0 <= trip.wait <= 10
+        assert left is None or trip.wait < left
+        assert there is here or trip.wait == 0
+        if reason in (Fault.AMBIGUOUS, Fault.LATE):
+            assert policy.ambiguous or not here.target.upstream.billed
+            assert there is not here
+        if reason is Fault.STALE:
+            assert policy.stale
+            assert there is here
+        if isinstance(reason, int) and there is here:
+            assert not resent
+            assert hint is not False
+            assert reason in (429, *BUSY)
+            assert trip.wait >= (after or 0)
+        if reason in BROKEN:
+            moved_by_5xx += 1
+        held = int(there.target.upstream is here.target.upstream)
+        assert sum({id(one.health.load): one.health.load.retrying for one in choices}.values()) == (
+            held
+        )
+        assert there.health.load.retrying == held
+    assert moved_by_5xx <= policy.failover_5xx
+    assert all(trip.tried.count(choice) <= 3 for choice in choices)
+    journey.close()
+
+
+# Driven
+
+
+class Scripted:
+    """Attempts that come to what is scripted: a reason to fail, an error, or an answer."""
+
+    def __init__(self, journey: Journey, *outcomes: Reason | BaseException | str) -> None:
+        self.journey = journey
+        self.outcomes = [*outcomes]
+        self.raised: list[Failed] = []
+
+    async def attempt(self, choice: Choice) -> str:
+        self.journey.trip.tried.append(choice)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, str):
+            return outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self.raised.append(Failed(choice, outcome, after=0.0))
+        raise self.raised[-1]
+
+    async def run(self, reason: Reason, after: float | None = 0.0) -> str:
+        failed = Failed(self.journey.choices[0], reason, after=after)
+        return await again(self.journey.trip, failed, self.attempt)
+
+
+async def test_again_begins_with_the_failure() -> None:
+    """What failed first is not attempted again for its own sake: only what the trip decides is."""
+    script = Scripted(Journey(places("AB")), "answer")
+    assert await script.run(503) == "answer"
+    assert script.journey.road == "AB"
+    script.journey.close()
+
+
+async def test_again_goes_on() -> None:
+    """Attempts follow one another, each where the trip says, until one is answered."""
+    script = Scripted(Journey(places("ABC")), Fault.UNSENT, 503, "answer")
+    assert await script.run(429) == "answer"
+    assert script.journey.road == "ABCC"
+    script.journey.close()
+
+
+@pytest.mark.parametrize("reason", [Fault.AMBIGUOUS, Fault.MALFORMED, 404], ids=str)
+async def test_again_with_what_is_final(reason: Reason) -> None:
+    """What is final is raised as it is, and nothing is attempted."""
+    script = Scripted(Journey(places("AB")))
+    with pytest.raises(Failed) as raised:
+        await script.run(reason)
+    assert raised.value.reason == reason
+    assert script.journey.road == "A"
+    script.journey.close()
+
+
+async def test_again_raises_the_last() -> None:
+    """When nothing may follow, the last failure is raised: it is the answer that the client sees."""
+    script = Scripted(Journey(places("AB"), Retry(attempts=3)), 503, Fault.UNSENT)
+    with pytest.raises(Failed) as raised:
+        await script.run(429)
+    assert raised.value is script.raised[-1]
+    assert script.journey.road == "ABB"
+    script.journey.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ProxyError(UPSTREAM_TIMEOUT, "late"), asyncio.CancelledError(), ValueError("a mistake")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_again_passes_other_errors_on(error: BaseException) -> None:
+    """An error that is no failed attempt ends everything, as it is."""
+    script = Scripted(Journey(places("ABC")), error, "answer")
+    with pytest.raises(type(error)) as raised:
+        await script.run(503)
+    assert raised.value is error
+    assert script.journey.road == "AB"
+    script.journey.close()
+
+
+async def test_again_waits() -> None:
+    """It waits for as long as the trip says, and no longer."""
+    script = Scripted(Journey(places("A")), "answer")
+    started = time.monotonic()
+    assert await script.run(503, after=0.1) == "answer"
+    assert 0.1 <= time.monotonic() - started + 0.002 < 2
+    script.journey.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
+async def test_cancelled_while_it_waits() -> None:
+    """A client that leaves during a wait ends it: nothing is attempted, and no place in the budget stays."""
+    script = Scripted(Journey(places("A")), "answer")
+    load = script.journey.choices[0].health.load
+    task = asyncio.create_task(script.run(503, after=10.0))
+    await until(lambda: load.retrying == 1)
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < 2
+    assert script.journey.road == "A"
+    assert load.retrying == 1
+    script.journey.close()
+
+
+async def test_cancelled_while_it_attempts() -> None:
+    """A client that leaves during an attempt ends that one, and there is no other."""
+    journey, begun = Journey(places("AB")), asyncio.Event()
+
+    async def attempt(choice: Choice) -> str:
+        journey.trip.tried.append(choice)
+        begun.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    failed = Failed(journey.choices[0], 503)
+    task = asyncio.create_task(again(journey.trip, failed, attempt))
+    async with asyncio.timeout(10):
+        await begun.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert journey.road == "AB"
+    journey.close()
