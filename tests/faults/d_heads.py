@@ -250,7 +250,8 @@ async def dribble(at: At) -> None:
 
 async def _early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read(1000)
-    writer.write(head(413, [JSON, (b"Content-Length", b"2")]) + b"{}")
+    # Where kernels buffer much all 20 MB may be out by now; the connection would then be kept.
+    writer.write(head(413, [JSON, (b"Content-Length", b"2"), (b"Connection", b"close")]) + b"{}")
     await writer.drain()
     while await reader.read(2**16):
         pass
