@@ -133,6 +133,12 @@ class Health:
         if probe == self._probe:  # else a later one is under way
             self._probe = 0
 
+    def answers(self, now: float) -> tuple[int, int]:
+        """Return how many answers were good, and how many 5xx, in the window that ends *now*."""
+        if now - self._second > WINDOW_SECONDS:
+            return 0, 0
+        return sum(self._good), sum(self._bad)
+
     def _open(self, now: float) -> None:
         if self.open_until > now:
             return  # what was on its way when it opened says nothing new

@@ -5,28 +5,34 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
+import orjson
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp_sse import EventSourceResponse
 
 from proxy.admission import Gate
 from proxy.connection import Flow, has_left
 from proxy.errors import (
     BAD_REQUEST,
+    CLIENT_STALLED,
     HEADERS_TOO_LARGE,
     REQUEST_TIMEOUT,
     REQUEST_TOO_LARGE,
+    SHUTDOWN,
     URI_TOO_LONG,
     ProxyError,
 )
 from proxy.exchange import Exchange
-from proxy.headers import find
+from proxy.headers import find, lines
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -38,6 +44,8 @@ KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 5.0
 GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
+PATIENCE_SECONDS = 60.0
+"""How long a client may take nothing of a stream of ours."""
 PAUSED_SECONDS = 0.5
 """How often a client that is held back is looked at, to see whether it has left."""
 PIPELINED_BYTES = 64 * 1024
@@ -73,17 +81,18 @@ class Request:
     Takes the place of aiohttp's request, of which it is the part that a `RequestHandler` needs.
     """
 
-    __slots__ = ("_expects", "_payload", "_protocol", "_task", "message")
+    __slots__ = ("_expects", "_payload", "_protocol", "_task", "_writer", "message")
 
     def __init__(
         self,
         message: RawRequestMessage,
         payload: StreamReader,
         protocol: "Handler",
-        writer: object,
+        writer: AbstractStreamWriter,
         task: "asyncio.Task[None]",
     ) -> None:
         self.message = message
+        self._writer = writer
         self._payload = payload
         self._protocol = protocol
         self._task = task
@@ -196,6 +205,11 @@ class Request:
         """Return whether the whole body has come in."""
         return self._payload.is_eof()
 
+    @property
+    def leaving(self) -> bool:
+        """Return whether the proxy is leaving."""
+        return self._protocol.leaving
+
     def expect_continue(self) -> None:
         """Note that the client waits for a word before it sends its body."""
         self._expects = True
@@ -224,7 +238,14 @@ class Request:
         except ConnectionError:
             raise asyncio.CancelledError from None  # which is on its way: the client is gone
 
-    # What aiohttp's RequestHandler needs
+    # What aiohttp needs
+
+    def plain(self) -> web.BaseRequest:
+        """Return what aiohttp's own answers take for a request."""
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(
+            self.message, self._payload, self._protocol, self._writer, self._task, loop
+        )
 
     @property
     def http10(self) -> bool:
@@ -295,9 +316,14 @@ class Handler(RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
 
     @property
+    def leaving(self) -> bool:
+        """Return whether the proxy is leaving."""
+        return self._answering.leaving
+
+    @property
     def reusable(self) -> bool:
         """Return whether another request may follow on this connection."""
-        return not self._deaf and not self._answering.leaving
+        return not self._deaf and not self.leaving
 
     def data_received(self, data: bytes) -> None:
         """Take *data* for what it is at this point: a body's, a head's, or too early.
@@ -539,10 +565,72 @@ def respond(
         f"x-trunkline-id: {exchange.id}\r\nx-request-id: {exchange.id}\r\n"
         f"request-id: {exchange.id}\r\n"
     ).encode("ascii")
+    head += lines(exchange.added)
     head += b"\r\n" if keep_alive else b"Connection: close\r\n\r\n"
     if request.transport is not None:
         request.transport.write(head if exchange.method == "HEAD" else head + body)
     return keep_alive
+
+
+class Events(EventSourceResponse):
+    """A stream of events of our own, as the answer of *exchange*; a client that takes nothing of it for
+    *patience* seconds is let go.
+    """
+
+    def __init__(self, exchange: Exchange, patience: float | None) -> None:
+        names = ("x-trunkline-id", "x-request-id", "request-id")
+        headers = dict.fromkeys(names, exchange.id)
+        headers |= {name.decode(): value.decode("latin-1") for name, value in exchange.added}
+        super().__init__(sep="\n", headers=headers, allow_all_methods=True, send_timeout=patience)
+        self._exchange = exchange
+
+    async def fail(self, error: ProxyError) -> None:
+        """Say in a last event what went wrong."""
+        self._exchange.error, self._exchange.outcome = error.kind.code, error.kind.outcome
+        told = {"error": {"message": error.message, "code": error.kind.code}}
+        await self.send(orjson.dumps(told).decode(), event="error")
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._exchange.bytes_out += len(data)
+        await super().write(data)
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        for name in ("Server", "Date"):  # as in every other answer of ours
+            self.headers.popall(name, None)
+
+    def _set_tcp_user_timeout(self, request: web.BaseRequest) -> None:
+        """Do nothing: the kernel would reset before we could say why."""
+
+    def _abort_transport(self) -> None:
+        self._exchange.error = CLIENT_STALLED.code
+        self._exchange.outcome = CLIENT_STALLED.outcome
+        super()._abort_transport()
+
+
+@asynccontextmanager
+async def author(
+    exchange: Exchange, request: Request, patience: float | None = PATIENCE_SECONDS
+) -> AsyncIterator[Events]:
+    """Begin a stream of events of our own; what is `send`t to it goes to the client."""
+    exchange.status = HTTPStatus.OK.value
+    exchange.outcome = "ok"
+    exchange.stream = True
+    events = Events(exchange, patience)
+    await events.prepare(request.plain())
+    exchange.relayed = asyncio.get_running_loop().time()
+    try:
+        async with events:
+            try:
+                yield events
+            except asyncio.CancelledError:
+                if request.transport is not None and request.leaving:
+                    await events.fail(ProxyError(SHUTDOWN, "The proxy is shutting down."))
+                raise
+            if exchange.error is None:
+                await events.write_eof()
+    except (ConnectionResetError, TimeoutError):
+        raise asyncio.CancelledError from None  # which is on its way: the client is gone
 
 
 def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -5,6 +5,7 @@ Every error that Trunkline itself authors is a `ProxyError` of one of the kinds 
 upstream's address, a class name or a stack: messages go to strangers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -54,6 +55,9 @@ ENDPOINT_NOT_SUPPORTED = Kind(
     404, "invalid_request_error", "endpoint_not_supported", "client_error"
 )
 METHOD_NOT_ALLOWED = Kind(405, "invalid_request_error", "method_not_allowed", "client_error")
+HEADER_MISSING = Kind(400, "invalid_request_error", "missing_header", "client_error")
+HEADER_UNKNOWN = Kind(404, "invalid_request_error", "unknown_header", "client_error")
+"""Of a route by header, which says what these two are called."""
 INVALID_JSON = Kind(400, "invalid_request_error", "invalid_json", "client_error")
 INVALID_MODEL = Kind(400, "invalid_request_error", "invalid_model", "client_error")
 BAD_REQUEST = Kind(400, "invalid_request_error", "bad_request", "client_error", close=True)
@@ -79,6 +83,7 @@ SHUTDOWN = Kind(503, "server_error", "proxy_shutdown", "shutdown", close=True)
 
 # The upstream's, or its operator's.
 NOT_CONFIGURED = Kind(503, "upstream_error", "not_configured", "upstream_error")
+HOOK_FAILED = Kind(502, "upstream_error", "upstream_failed", "upstream_error")
 UPSTREAM_UNAVAILABLE = Kind(503, "upstream_error", "upstream_unavailable", "upstream_error")
 UPSTREAM_DNS = Kind(502, "upstream_error", "upstream_dns", "upstream_error")
 UPSTREAM_CONNECT = Kind(502, "upstream_error", "upstream_connect", "upstream_error")
@@ -175,14 +180,25 @@ _GEMINI_BY_STATUS = {
 """google.rpc.Code, by status."""
 
 
-def render(error: ProxyError, shape: Shape, request_id: str, *, body: bool = True) -> bytes:
+def render(
+    error: ProxyError,
+    shape: Shape,
+    request_id: str,
+    *,
+    body: bool = True,
+    name: str | None = None,
+    added: Iterable[tuple[bytes, bytes]] = (),
+) -> bytes:
     """Write *error* as a whole HTTP/1.1 answer in the caller's *shape*.
+
+    A *name* is what the clients of a surface know it by, beside its type and code; *added* are
+    further headers.
 
     With *body* false (an answer to HEAD, RFC 9110 section 9.3.2) only the head is written, and
     it says what the body's length would have been.
     """
     kind = error.kind
-    content = _content(error, shape, request_id)
+    content = _content(error, shape, request_id, name)
     lines = [
         f"HTTP/1.1 {kind.status} {_reason(kind.status)}",
         "Content-Type: application/json",
@@ -198,7 +214,8 @@ def render(error: ProxyError, shape: Shape, request_id: str, *, body: bool = Tru
         lines.append(f"x-should-retry: {'true' if error.retry else 'false'}")
     if error.close:
         lines.append("Connection: close")
-    head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+    head = "\r\n".join(lines).encode("ascii") + b"\r\n"
+    head += b"".join([b"%b: %b\r\n" % pair for pair in added]) + b"\r\n"
     return head + content if body else head
 
 
@@ -217,23 +234,20 @@ def render_event(error: ProxyError, shape: Shape, request_id: str) -> bytes:
     return b"data: " + _content(error, shape, request_id) + b"\n\n"
 
 
-def _content(error: ProxyError, shape: Shape, request_id: str) -> bytes:
+def _content(error: ProxyError, shape: Shape, request_id: str, name: str | None = None) -> bytes:
     if shape == "anthropic":
         return _anthropic(error, request_id)
-    return _gemini(error) if shape == "gemini" else _openai(error)
+    return _gemini(error) if shape == "gemini" else _openai(error, name)
 
 
-def _openai(error: ProxyError) -> bytes:
-    return orjson.dumps(
-        {
-            "error": {
-                "message": error.message,
-                "type": error.kind.type,
-                "param": error.param,
-                "code": error.kind.code,
-            }
-        }
-    )
+def _openai(error: ProxyError, name: str | None) -> bytes:
+    told = {
+        "message": error.message,
+        "type": error.kind.type,
+        "param": error.param,
+        "code": error.kind.code,
+    }
+    return orjson.dumps({"error": told if name is None else {**told, "name": name}})
 
 
 def _anthropic(error: ProxyError, request_id: str) -> bytes:

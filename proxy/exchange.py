@@ -57,12 +57,12 @@ class Attempt:
         return self.error is not None and self.phase in ("sent", "streaming")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One client request and its answer, from its head to its record.
 
     *received* is when the head was complete, *read* when the body was; *relayed* when the first
-    byte of the answer went out. All in loop time. *finished*: the client has the marker that ends
+    byte of the answer went out. *echo* is the name to put into the answer. All in loop time. *finished*: the client has the marker that ends
     its stream, so that leaving now breaks nothing off.
     """
 
@@ -81,6 +81,9 @@ class Exchange:
     key: Key | None = None
     model: str | None = None
     stream: bool = False
+    echo: str | None = None
+    added: tuple[Pair, ...] = ()
+    cors: bool = False
     route: Route | None = None
     upstream: Upstream | None = None
     model_sent: str | None = None

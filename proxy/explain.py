@@ -8,6 +8,8 @@ from proxy.body import BodyError
 from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect
+from proxy.errors import ProxyError
+from proxy.headers import Pair
 from proxy.outbound import address
 from proxy.routes import Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
@@ -24,20 +26,33 @@ class Explanation:
     works: bool
 
 
-def explain(snapshot: Snapshot, surface: Surface, model: str | None, path: str) -> Explanation:
-    """Say what happens to a request for *model* (None: it names none) at *path* of *surface*.
+def explain(
+    snapshot: Snapshot,
+    surface: Surface,
+    model: str | None,
+    path: str,
+    headers: tuple[Pair, ...] = (),
+) -> Explanation:
+    """Say what happens to a request for *model* (None: it names none) at *path* of *surface*, with
+    *headers* that may choose where it goes.
 
     Secrets are masked.
     """
     lines: Lines = [] if model is None else [("model", model)]
     lines.append(("surface", f"{surface.name}, auth {surface.auth}"))
     path, _, query = path.partition("?")
-    works = _explain(snapshot, surface, model, path, query, lines)
+    works = _explain(snapshot, surface, model, path, query, headers, lines)
     return Explanation(tuple(lines), works)
 
 
 def _explain(
-    snapshot: Snapshot, surface: Surface, model: str | None, path: str, query: str, lines: Lines
+    snapshot: Snapshot,
+    surface: Surface,
+    model: str | None,
+    path: str,
+    query: str,
+    headers: tuple[Pair, ...],
+    lines: Lines,
 ) -> bool:
     """Add to *lines* what happens; return whether it leads anywhere."""
     if is_unsafe(path):
@@ -51,7 +66,7 @@ def _explain(
         lines.append(("path", f"{path}, dialect {dialect.name}"))
         try:
             model = model or _named(dialect, suffix, query) or "default"
-            return _routed(snapshot, surface, model, dialect, suffix, query, lines)
+            return _routed(snapshot, surface, model, dialect, suffix, query, headers, lines)
         except BodyError as error:
             lines.append(("model", f"400 invalid_model: {error.message}"))
             return False
@@ -114,6 +129,7 @@ def _routed(
     dialect: Dialect,
     suffix: str,
     query: str,
+    headers: tuple[Pair, ...],
     lines: Lines,
 ) -> bool:
     """Say what happens to what carries a model."""
@@ -125,14 +141,25 @@ def _routed(
         lines.append(("route", f"404 model_not_found: {why}{hint}"))
         return False
     lines += _route(snapshot, route, model)
-    targets = [*route.targets()][: 1 if surface.auth == "passthrough" else None]
+    groups = route.groups
+    if route.switch is not None:
+        try:
+            groups = route.switch.choose(headers)
+        except ProxyError as error:
+            lines.append(("header", f"{error.kind.status} {error.kind.code}: {error.message}"))
+            values = ", ".join(value.decode("utf-8", "replace") for value in route.switch.to)
+            lines.append(("header", f"{route.switch.name} may be {values}"))
+            return False
+        lines.append(("chosen", f"by the header {route.switch.name}"))
+    targets = [target for group in groups for target in group.targets]
+    targets = targets[: 1 if surface.auth == "passthrough" else None]
     if not any(target.upstream.speaks(dialect) for target in targets):
         upstream = targets[0].upstream
         spoken = ", ".join(upstream.spoken or ())
         lines.append(("upstream", f"404 endpoint_not_supported: {upstream.name} speaks {spoken}"))
         return False
     works = False
-    for group in route.groups:
+    for group in groups:
         if len(group.targets) > 1 and surface.auth != "passthrough":
             stick = f", sticky by {group.sticky.decode()}" if group.sticky else ""
             lines.append(("policy", f"{group.policy} among {len(group.targets)}{stick}"))
@@ -201,6 +228,8 @@ def _sent(
             source = credential.secret.source
             turn = f", {index + 1} of {len(upstream.credentials)}" if index else ""
             lines.append(("header", f"{credential.masked(dialect.name)}  (from {source}{turn})"))
+    for name in sorted(upstream.forward):
+        lines.append(("header", f"{name.decode()}: as it came, if it did"))
     for name, value in upstream.headers:
         shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
         lines.append(("header", f"{name.decode()}: {shown}  (set for {upstream.name})"))

@@ -7,7 +7,8 @@ what carries no model, and whose body is never held; `converse` for a WebSocket.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -18,12 +19,15 @@ from proxy.connection import Upload
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect, family, shape_of
 from proxy.errors import (
     ENDPOINT_NOT_SUPPORTED,
+    HOOK_FAILED,
     INVALID_KEY,
     INVALID_MODEL,
     MODEL_NOT_ALLOWED,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
     NOT_FOUND,
+    STREAM_DISCONNECTED,
+    STREAM_IDLE,
     UNSUPPORTED_ENCODING,
     ProxyError,
     printable,
@@ -35,11 +39,14 @@ from proxy.headers import find
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
 from proxy.outbound import CHUNKED, keys_in, length, tokens_of, without_keys
+from proxy.reader import Reader
 from proxy.relay import Downstream, Relay
 from proxy.routes import Group, Route, Target, Upstream
 from proxy.surfaces import Surface
 from proxy.target import model_in_path, model_in_query, streams
 from proxy.tunnel import Caller, Tunnel
+
+HOOK_BYTES = 1024 * 1024
 
 
 class Inbound(Downstream, Caller, Protocol):
@@ -103,11 +110,12 @@ class Forward:
             exchange.read = self._clock()
             found = _find(exchange, body)
             exchange.stream = found.stream
-            route = self._match(exchange, surface, found.model)
+            exchange.echo = (found.model or "default") if surface.echo_model else None
+            route, groups = self._match(exchange, surface, found.model)
             passthrough = surface.auth == "passthrough"
             name = "default" if found.model is None else found.model
             return await self._opener.open(
-                Asked(exchange, route.groups, passthrough, route, name, found, body)
+                Asked(exchange, groups, passthrough, route, name, found, body)
             )
         finally:
             self._gate.drop(len(body))
@@ -125,7 +133,7 @@ class Forward:
         exchange.stream = "stream=true" in exchange.query.split("&")
         whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
         target = self._whole.setdefault(upstream, whole)
-        self._check_configured((target,), surface, upstream.name)
+        self._check_configured((target,), surface.auth == "passthrough", upstream.name)
         size = inbound.length
         upload, framing = None, b""
         if size is None:
@@ -151,11 +159,11 @@ class Forward:
         self._gate.enter()
         try:
             found = _find(exchange, b"")
-            route = self._match(exchange, surface, found.model)
+            route, groups = self._match(exchange, surface, found.model)
             passthrough = surface.auth == "passthrough"
             name = "default" if found.model is None else found.model
             opened = await self._opener.open(
-                Asked(exchange, route.groups, passthrough, route, name, found, upgrade=True)
+                Asked(exchange, groups, passthrough, route, name, found, upgrade=True)
             )
             if opened.connection.status != 101:
                 return await self._relay(exchange, opened, inbound)
@@ -168,10 +176,63 @@ class Forward:
         finally:
             self._gate.leave()
 
-    def shut(self, error: ProxyError) -> None:
-        """End every answer that is still passing, because of *error*."""
-        for relay in tuple(self._relays):
-            relay.abort(error)
+    async def read(self, exchange: Exchange, inbound: Inbound) -> bytes:
+        """Return the whole body of *exchange*, which is small, and for us."""
+        _refuse_encoded(exchange)
+        self._gate.enter()
+        try:
+            body = await inbound.read(exchange, HOOK_BYTES, self._gate)
+            self._gate.drop(len(body))
+            return body
+        finally:
+            self._gate.leave()
+
+    async def ask(
+        self, exchange: Exchange, route: Route, name: str, body: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answer of *route*, asked for as *name*, to the chat *body*, which is ours. Raises
+        `ProxyError`.
+        """
+        dialect = exchange.dialect
+        assert dialect is not None
+        exchange.route = route
+        exchange.model = name
+        groups = route.groups
+        targets = [target for group in groups for target in group.targets]
+        speaking = [target for target in targets if target.upstream.speaks(dialect)]
+        if not speaking:
+            message = not_supported(name, targets[0].upstream, dialect)
+            raise ProxyError(ENDPOINT_NOT_SUPPORTED, message)
+        self._check_configured(speaking, False, name)
+        self._gate.enter()
+        try:
+            exchange.read = self._clock()
+            found = find_model(body)
+            opened = await self._opener.open(
+                Asked(exchange, groups, False, route, name, found, body)
+            )
+            try:
+                status = opened.connection.status
+                if status != 200:
+                    message = f"The upstream answered {status}."
+                    raise ProxyError(HOOK_FAILED, message)
+                opened.attempt.phase = "streaming"
+                timeouts = opened.choice.target.timeouts
+                left = None
+                if timeouts.total is not None:
+                    left = exchange.received + timeouts.total - self._clock()
+                reader = Reader(opened.connection, timeouts.idle, left)
+                async with aclosing(reader.pieces()) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except ProxyError as error:
+                opened.attempt.error = error.kind.code
+                opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
+                raise
+            finally:
+                self._opener.done(opened)
+        finally:
+            self._gate.leave()
 
     # Identify
 
@@ -200,8 +261,10 @@ class Forward:
 
     # Match
 
-    def _match(self, exchange: Exchange, surface: Surface, asked: str | None) -> Route:
-        """Find the route of the model *asked* for, and pin it to *exchange*."""
+    def _match(
+        self, exchange: Exchange, surface: Surface, asked: str | None
+    ) -> tuple[Route, tuple[Group, ...]]:
+        """Find the route of the model *asked* for, and where it leads; pin it to *exchange*."""
         key, routes = exchange.key, self._snapshot.routes
         if asked is None:
             if routes.match("default") is None or not surface.shows("default"):
@@ -215,12 +278,14 @@ class Forward:
         if key is not None and not key.may_ask(asked):
             message = f'The key "{key.name}" may not use the model "{shown}".'
             raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
-        upstream, dialect = route.first.upstream, exchange.dialect
-        assert dialect is not None
         exchange.route = route
+        switch = route.switch
+        groups = route.groups if switch is None else switch.choose(exchange.headers)
+        targets = [target for group in groups for target in group.targets]
+        upstream, dialect = targets[0].upstream, exchange.dialect
+        assert dialect is not None
         exchange.upstream = upstream
-        exchange.model_sent = route.model_sent(route.first, asked)
-        targets = tuple(route.targets())
+        exchange.model_sent = route.model_sent(targets[0], asked)
         if surface.auth == "passthrough":
             targets = targets[:1]
             if not upstream.passthrough:
@@ -229,12 +294,11 @@ class Forward:
         speaking = [target for target in targets if target.upstream.speaks(dialect)]
         if not speaking:
             raise ProxyError(ENDPOINT_NOT_SUPPORTED, not_supported(shown, upstream, dialect))
-        self._check_configured(speaking, surface, shown)
-        return route
+        self._check_configured(speaking, surface.auth == "passthrough", shown)
+        return route, groups
 
-    def _check_configured(self, targets: Sequence[Target], surface: Surface, what: str) -> None:
+    def _check_configured(self, targets: Sequence[Target], passthrough: bool, what: str) -> None:
         """Refuse what leads to upstreams that all lack something still; *what* leads there."""
-        passthrough = surface.auth == "passthrough"
         variable = None
         for target in targets:
             lacking = target.upstream.lacks(passthrough=passthrough)
@@ -269,6 +333,7 @@ class Forward:
             self._clock,
             keep_alive=inbound.keep_alive and inbound.complete(),
             keepalive=None if route is None else route.keepalive,
+            echo=exchange.echo,
         )
         await self._pass(relay, opened)
         return relay.keep_alive

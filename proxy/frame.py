@@ -4,12 +4,12 @@ here it is settled, once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from proxy.admission import Gate
 from proxy.dialects import shape_of
-from proxy.edge import Request, Sent
+from proxy.edge import Request, Sent, respond
 from proxy.errors import (
     BAD_REQUEST,
     CLIENT_GONE,
@@ -24,9 +24,9 @@ from proxy.errors import (
     render,
 )
 from proxy.exchange import Exchange, Ids
-from proxy.headers import find
+from proxy.headers import Pair, find
 from proxy.sinks import Log
-from proxy.surfaces import Located, Surface, host_name, is_unsafe
+from proxy.surfaces import Located, Surface, host_name, is_address, is_unsafe
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,32 @@ Find = Callable[[str, str], tuple[Endpoint, Located | None] | None]
 """Returns what answers a method at a raw path, and where that path stands, or None."""
 
 
+async def _answer_preflight(exchange: Exchange, request: Request) -> bool:
+    return respond(exchange, request, b"")
+
+
+PREFLIGHT = Endpoint(("OPTIONS",), _answer_preflight, always_open=True)
+"""Answers a browser that asks whether a page may call (WHATWG Fetch section 4.8)."""
+
+
+def _cors(origin: bytes, headers: Iterable[Pair]) -> tuple[Pair, ...]:
+    """Return the headers that let a page of *origin* call us, and read the answer."""
+    wanted = find(headers, b"access-control-request-headers")
+    added: list[Pair] = [
+        (b"Access-Control-Allow-Origin", origin),
+        (b"Vary", b"Origin"),
+        (b"Access-Control-Expose-Headers", b"x-trunkline-id, x-request-id, retry-after"),
+    ]
+    if find(headers, b"access-control-request-method") is not None:
+        added += [
+            (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE"),
+            (b"Access-Control-Max-Age", b"600"),
+        ]
+    if wanted is not None:
+        added.append((b"Access-Control-Allow-Headers", wanted))
+    return tuple(added)
+
+
 class Frame:
     """What all connections of one *surface* are answered by; *find* says what is at a path."""
 
@@ -57,6 +83,7 @@ class Frame:
         find: Find,
         gate: Gate,
         log: Log,
+        sessions: set[Exchange],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_id = Ids()
@@ -64,11 +91,13 @@ class Frame:
         self.gate = gate
         self._find = find
         self._log = log
+        self._sessions = sessions
         self._clock = clock
 
     async def handle(self, request: Request) -> Sent:
         """Answer one request, whatever it is, and leave one record of it."""
         exchange = self._begin(request)
+        self._sessions.add(exchange)
         try:
             endpoint = self._endpoint(exchange, request)
             keep_alive = await endpoint.handle(exchange, request)
@@ -105,9 +134,28 @@ class Frame:
             query=query,
             headers=tuple(message.raw_headers),
             http10=request.http10,
-            client_ip=peer[0] if isinstance(peer, tuple) else None,
+            client_ip=self._client_ip(peer, message.raw_headers),
             received=self._clock(),
+            cors=bool(self.surface.cors),
         )
+
+    def _client_ip(self, peer: object, headers: Iterable[Pair]) -> str | None:
+        """Return the client's address: the last one in X-Forwarded-For that is not a proxy of ours,
+        if the one who connects is.
+        """
+        address = peer[0] if isinstance(peer, tuple) else None
+        surface = self.surface
+        if not surface.trusted or (address is not None and not surface.trusts(address)):
+            return address
+        told = b",".join([value for name, value in headers if name.lower() == b"x-forwarded-for"])
+        for hop in reversed(told.decode("latin-1").split(",")):
+            hop = hop.strip()
+            if not is_address(hop):
+                break
+            address = hop
+            if not surface.trusts(hop):
+                break
+        return address
 
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
@@ -115,6 +163,11 @@ class Frame:
         expect = None if exchange.http10 else find(exchange.headers, b"expect")
         if expect is not None:
             request.expect_continue()
+        origin = find(exchange.headers, b"origin")
+        if origin is not None and origin.decode("latin-1") in self.surface.cors:
+            exchange.added = _cors(origin, exchange.headers)
+            if exchange.method == "OPTIONS":
+                return PREFLIGHT
         found = self._find(exchange.method, exchange.path)
         if request.message.upgrade and (found is None or not found[0].upgrades):
             raise ProxyError(BAD_REQUEST, "There is no upgrade to another protocol here.")
@@ -184,7 +237,7 @@ class Frame:
         host = (find(exchange.headers, b"host") or b"").decode("latin-1")
         origin = find(exchange.headers, b"origin")
         hosts = [host] if host else []
-        if origin is not None:
+        if origin is not None and origin.decode("latin-1") not in self.surface.cors:
             hosts.append(origin.decode("latin-1").partition("://")[2])
         for name in hosts:
             if not self.surface.admits_host(name, address):
@@ -203,7 +256,10 @@ class Frame:
         if transport is not None:
             shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
             body = exchange.method != "HEAD"
-            transport.write(render(error, shape, exchange.id, body=body))
+            name = self.surface.errors.get(error.kind.status)
+            transport.write(
+                render(error, shape, exchange.id, body=body, name=name, added=exchange.added)
+            )
         return not error.close
 
     def _cancelled(self, exchange: Exchange, request: Request) -> None:
@@ -227,4 +283,5 @@ class Frame:
 
     def _settle(self, exchange: Exchange) -> None:
         """Write the record. Nothing here waits, so no cancellation can come between."""
+        self._sessions.discard(exchange)
         self._log.line(exchange.record(self._clock()), quiet=exchange.quiet)

@@ -5,20 +5,28 @@ import errno
 import fcntl
 import os
 import socket
+import ssl
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
-from proxy.edge import Server
-from proxy.surfaces import Address
+from proxy.edge import HEAD_SECONDS, Server
+from proxy.surfaces import Address, Tls
 
 BACKLOG = 1024
+PAUSE_SECONDS = 0.5
+"""How long nobody is let in after there was no room for another connection."""
 
 
 class CannotListen(Exception):
     """An address cannot be listened on; the message says which, and why."""
+
+
+class _Listening(Protocol):
+    def close(self) -> None:
+        """Listen no longer."""
 
 
 @dataclass
@@ -27,8 +35,18 @@ class Listener:
 
     address: Address
     server: Server
-    _listening: asyncio.Server
+    _listening: _Listening
     _lock: IO[str] | None = None
+
+    @property
+    def secure(self) -> bool:
+        """Return whether TLS is spoken here."""
+        return isinstance(self._listening, _Reception)
+
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Speak TLS by *context* with whoever connects from now on."""
+        assert isinstance(self._listening, _Reception)
+        self._listening.context = context
 
     def close(self) -> None:
         """Listen no longer; connections that are open stay so."""
@@ -40,23 +58,105 @@ class Listener:
             self._lock = None
 
 
-async def listen(server: Server, address: Address) -> Listener:
-    """Listen on *address*. Raises `CannotListen`."""
-    loop = asyncio.get_running_loop()
+async def listen(server: Server, address: Address, tls: Tls | None = None) -> Listener:
+    """Listen on *address*, with the certificate of *tls* if there is one. Raises `CannotListen`."""
     try:
+        context = None if tls is None else context_of(tls)
         if address.path:
             sock, lock = _unix_socket(address.path)
-            listening = await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
+            listening = await _serve(server, sock, context, unix=True)
             return Listener(address, server, listening, lock)
         sock = _tcp_socket(address)
-        listening = await loop.create_server(server, sock=sock, backlog=BACKLOG)
-        return Listener(Address(address.host, sock.getsockname()[1]), server, listening)
+        there = Address(address.host, sock.getsockname()[1])
+        listening = await _serve(server, sock, context, unix=False)
+        return Listener(there, server, listening)
     except (OSError, UnicodeError) as error:
         # A resolver's error has a number below zero and a text; a UnicodeError is a host that none is.
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeError):
             reason = "not a host name"
         raise CannotListen(f"cannot listen on {address}: {reason.lower()}") from None
+
+
+async def _serve(
+    server: Server, sock: socket.socket, context: ssl.SSLContext | None, *, unix: bool
+) -> _Listening:
+    loop = asyncio.get_running_loop()
+    if context is not None:
+        sock.listen(BACKLOG)
+        return _Reception(loop, server, sock, context)
+    if unix:
+        return await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
+    return await loop.create_server(server, sock=sock, backlog=BACKLOG)
+
+
+class _Reception:
+    """Takes connections, and hands them over when their TLS handshake is done.
+
+    The loop's own server does not tell which handshakes are under way, and one that never ends would
+    keep the process from ending.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        server: Server,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+    ) -> None:
+        self._loop = loop
+        self._server = server
+        self._sock = sock
+        self.context = context
+        self._greeting: set[asyncio.Task[None]] = set()
+        self._open()
+
+    def close(self) -> None:
+        """Take no further connection, and end the handshakes that are under way."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+        for task in self._greeting:
+            task.cancel()
+
+    def _open(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no room for another one, for now
+                self._loop.remove_reader(self._sock.fileno())
+                self._loop.call_later(PAUSE_SECONDS, self._open)
+                return
+            connection.setblocking(False)
+            greeting = self._greet(connection)
+            task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
+            self._greeting.add(task)
+            task.add_done_callback(self._greeting.discard)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # of TLS and of time, too: whoever it was, has left
+            await self._loop.connect_accepted_socket(
+                self._server, connection, ssl=self.context, ssl_handshake_timeout=HEAD_SECONDS
+            )
+
+
+def context_of(tls: Tls) -> ssl.SSLContext:
+    """Return what speaks TLS with the certificate of *tls*. Raises `CannotListen`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password="")  # else it would be asked for
+    except OSError:  # ssl.SSLError among them
+        raise CannotListen(f"cannot use the certificate {tls.certificate}, or its key") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _tcp_socket(address: Address) -> socket.socket:

@@ -29,7 +29,7 @@ from proxy.hints import retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_plain, is_stream
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again
-from proxy.routes import Group, Route, Target
+from proxy.routes import Group, Route, Target, Upstream
 from proxy.sse import error_in, has_event
 from proxy.target import path_for, query_for
 from proxy.transport import Transport
@@ -109,11 +109,20 @@ class Asked:
             choice.credential,
             dialect,
             exchange.headers,
-            stream=exchange.stream,
+            stream=exchange.stream or exchange.echo is not None,  # no name fits into gzip
             passthrough=self.passthrough,
             framing=framing,
+            hidden=self._hidden(target.upstream),
         )
         return to, [first, *content]
+
+    def _hidden(self, upstream: Upstream) -> bytes | None:
+        """Return the header, in lower case, that chose the route and is nobody else's business."""
+        switch = None if self.route is None else self.route.switch
+        if switch is None:
+            return None
+        name = switch.name.lower().encode("ascii")
+        return None if name in upstream.forward else name
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,10 +48,11 @@ def head(
     stream: bool,
     passthrough: bool,
     framing: bytes,
+    hidden: bytes | None = None,
 ) -> bytes:
     """Write the head of the request: copy the *client*'s headers, strip, then sign.
 
-    *framing* are the header lines that say where the request ends, or what it turns into.
+    *hidden* names, in lower case, a header of the client's that does not go there. *framing* are the header lines that say where the request ends, or what it turns into.
     """
     pairs = list(upstream.headers)
     if stream:
@@ -60,7 +61,8 @@ def head(
     if credential is not None and not passthrough:
         pairs.append(credential.line(dialect.name))
     drop = frozenset([name.lower() for name, _ in pairs])
-    kept = outbound(client, drop=drop, passthrough=passthrough)
+    stripped = drop if hidden is None else drop | {hidden}
+    kept = outbound(client, drop=stripped, passthrough=passthrough)
     if dialect is REALTIME and not passthrough:
         kept = _without_token(kept)
     for default in upstream.defaults.get(dialect.name, ()):

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from proxy.connection import BODILESS, Connection, Flow, Stall
 from proxy.dialects import Ending
+from proxy.echo import Echo
 from proxy.errors import (
     CLIENT_STALLED,
     STREAM_DISCONNECTED,
@@ -34,6 +35,7 @@ GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
 _LENGTH = b"content-length"
+_CORS = b"access-control-"
 _COMMENT = b": keepalive\n\n"
 
 
@@ -52,6 +54,7 @@ class Relay:
     """One answer on its way: from *upstream* to *client*, for *exchange*."""
 
     __slots__ = (
+        "_asked",
         "_attempt",
         "_begun",
         "_chunked",
@@ -59,6 +62,7 @@ class Relay:
         "_clock",
         "_comment",
         "_done",
+        "_echo",
         "_ended",
         "_exchange",
         "_grace",
@@ -89,6 +93,7 @@ class Relay:
         *,
         keep_alive: bool,
         keepalive: float | None = None,
+        echo: str | None = None,
     ) -> None:
         transport = client.transport
         assert transport is not None  # else this task has been cancelled
@@ -106,6 +111,8 @@ class Relay:
         self._chunked = False
         self.keep_alive = keep_alive
         self._keepalive = keepalive
+        self._asked = echo
+        self._echo: Echo | None = None
         self._comment: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] | None = None
         self._ended = False
@@ -163,7 +170,11 @@ class Relay:
             return
         self._last = self._clock()
         self._exchange.bytes_out += len(data)
-        self._write(data)
+        echo = self._echo
+        if echo is None:
+            self._write(data)
+        elif named := echo.feed(data):
+            self._write(named)
         tap = self._tap
         if tap is not None:
             tap.feed(data)
@@ -232,6 +243,9 @@ class Relay:
                 drop = frozenset({_LENGTH})  # something of ours may have to be put in
         else:
             self._keepalive = None
+        if self._asked is not None and status == 200 and is_plain(headers) and _has_model(headers):
+            self._echo = Echo(self._asked, stream=self._tap is not None)
+            drop = frozenset({_LENGTH})
         pairs = inbound(headers, drop=drop)
         identity = exchange.id.encode("ascii")
         theirs = find(pairs, b"x-request-id") or find(pairs, b"request-id")
@@ -250,6 +264,9 @@ class Relay:
             else:
                 self._chunked = True
                 pairs.append((b"Transfer-Encoding", b"chunked"))
+        if exchange.cors:  # who may read it is this surface's to say, and not the vendor's
+            pairs = [pair for pair in pairs if not pair[0].lower().startswith(_CORS)]
+        pairs += exchange.added
         if not self.keep_alive:
             pairs.append((b"Connection", b"close"))
         reason = b" " + upstream.reason
@@ -272,11 +289,17 @@ class Relay:
             self._begun = b""
         self._out.write(data)
 
+    def _write_rest(self) -> None:
+        """Write what was held back to put a name into it."""
+        if self._echo is not None and (rest := self._echo.rest()):
+            self._write(rest)
+
     def _finish(self) -> None:
         """End the answer as a complete one."""
         if self._ended:
             return  # the grace is over in the very moment that the upstream ended it
         if not self._out.is_closing():
+            self._write_rest()
             if self._chunked:
                 self._out.write(self._begun + b"0\r\n\r\n")
             elif self._begun:
@@ -292,6 +315,8 @@ class Relay:
         self._attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_INCOMPLETE, STREAM_IDLE)
         self.keep_alive = False
         tap = self._tap
+        if not self._out.is_closing():
+            self._write_rest()
         if tap is not None and tap.checked and not self._out.is_closing():
             event = render_event(error, self._shape, self._exchange.id)
             self._write(event if tap.between else b"\n\n" + event)
@@ -357,6 +382,11 @@ def is_stream(headers: list[Pair]) -> bool:
     """Return whether *headers* announce a stream of events."""
     kind = find(headers, b"content-type")
     return kind is not None and kind.split(b";")[0].strip().lower() == b"text/event-stream"
+
+
+def _has_model(headers: list[Pair]) -> bool:
+    kind = (find(headers, b"content-type") or b"").split(b";")[0].strip().lower()
+    return kind in (b"application/json", b"text/event-stream")
 
 
 def is_plain(headers: list[Pair]) -> bool:

@@ -6,12 +6,13 @@ slash is part of the name.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
 from proxy.credentials import Credential
 from proxy.dialects import GEMINI, Dialect
+from proxy.errors import HEADER_MISSING, HEADER_UNKNOWN, ProxyError, printable
 from proxy.headers import Pair
 from proxy.patterns import Pattern
 
@@ -82,7 +83,8 @@ class Upstream:
     value the file or a preset states, so that it is no secret.
     *paths* maps a prefix of the path below the base path to another base, longest first.
     *spoken* are the dialects that it is known to speak, None where nothing is known, and *inferred*
-    says that this rests on less than its documentation. *unplaced* names the variable that its URL
+    says that this rests on less than its documentation. *forward* names, in lower case, the
+    headers that chose a route and go there all the same. *unplaced* names the variable that its URL
     lacks, *missing* the one that its credential lacks. *timeouts* and *retry* hold where no route
     says more.
     """
@@ -99,6 +101,7 @@ class Upstream:
     terminal: str = "auto"
     billed: bool = True
     passthrough: bool = False
+    forward: frozenset[bytes] = frozenset()
     unplaced: str | None = None
     missing: str | None = None
     timeouts: Timeouts = Timeouts()
@@ -161,10 +164,43 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Switch:
+    """A request header that chooses where a route leads: *name* as it is written, its case does not
+    matter; *to* the groups by its value, whose case does. *missing* and *unknown* are the codes of
+    the errors for a request without it, and for a value that leads nowhere.
+    """
+
+    name: str
+    missing: str
+    unknown: str
+    to: Mapping[bytes, tuple[Group, ...]]
+
+    def choose(self, headers: Iterable[Pair]) -> tuple[Group, ...]:
+        """Return where a request with *headers* goes. Raises `ProxyError`."""
+        name = self.name.lower().encode("ascii")
+        values = [value for header, value in headers if header.lower() == name]
+        if not values or not values[0]:
+            kind = replace(HEADER_MISSING, code=self.missing)
+            raise ProxyError(kind, f"The header {self.name} is missing.", param=self.name)
+        groups = self.to.get(values[0]) if len(set(values)) == 1 else None
+        if groups is None:
+            kind = replace(HEADER_UNKNOWN, code=self.unknown)
+            shown = printable(values[0].decode("latin-1"))
+            raise ProxyError(kind, f'Nothing is called "{shown}" in {self.name}.', param=self.name)
+        return groups
+
+    def through(self, change: Callable[[Group], Group]) -> "Switch":
+        """Return this with each group *change*d."""
+        to = {value: tuple(map(change, groups)) for value, groups in self.to.items()}
+        return replace(self, to=to)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """One line of `[routes]`: *name* as it is written, and where it leads.
 
-    *groups* are tried in their order: the route's own targets, then what it falls back to.
+    *groups* are tried in their order: the route's own targets, then what it falls back to. Where a
+    *switch* chooses among several lists of them, they are all of these.
     *listed* are the names that `/v1/models` shows beside the route's own. *via* are the routes it
     is an alias through. *on_context_length* goes on after a 400 that says the context is too long;
     *peek* looks at the first event of a stream before it passes, and goes on where that is an
@@ -179,6 +215,7 @@ class Route:
     on_context_length: bool = False
     peek: bool = False
     keepalive: float | None = None
+    switch: Switch | None = None
 
     @property
     def first(self) -> Target:

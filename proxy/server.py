@@ -6,6 +6,8 @@ is only who tells it to stop. `Running.apply` is how another snapshot takes the 
 
 import asyncio
 import os
+import ssl
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,11 +18,12 @@ from proxy.admission import Gate
 from proxy.balance import Scores
 from proxy.config import Refresher, Snapshot
 from proxy.edge import Request, Sent, Server
-from proxy.endpoints import health, kept, llm, models
+from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
+from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Frame
-from proxy.listening import CannotListen, Listener, listen
+from proxy.listening import CannotListen, Listener, context_of, listen
 from proxy.opening import Opener
 from proxy.relay import Relay
 from proxy.sandbox import Sandbox
@@ -67,6 +70,8 @@ class Running:
     _transport: Transport
     _opener: Opener
     _relays: set[Relay | Tunnel] = field(default_factory=set)
+    _sessions: set[Exchange] = field(default_factory=set)
+    _started: float = field(default_factory=time.monotonic)
     _refresher: Refresher | None = None
     _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
     _left: list[Server] = field(default_factory=list)
@@ -93,11 +98,19 @@ class Running:
         }
         wanted = {address: surface for surface in snapshot.surfaces for address in surface.listen}
         opened: dict[Address, tuple[Listener, Face]] = {}
+        renewed: dict[Address, ssl.SSLContext] = {}
         try:
             for address, surface in wanted.items():
-                if address not in self._listeners:
+                tls = surface.tls
+                if address in self._listeners:
+                    if tls is not None:  # its files may hold another certificate by now
+                        renewed[address] = context_of(tls)
+                    if self._listeners[address][0].secure != (tls is not None):
+                        why = "TLS is turned on or off there, which takes a restart"
+                        raise CannotListen(f"cannot listen on {address}: {why}")
+                else:
                     face = Face(frames[surface.name])
-                    opened[address] = await listen(Server(face), address), face
+                    opened[address] = await listen(Server(face), address, tls), face
         except BaseException:
             refresher.close()
             for listener, _ in opened.values():
@@ -106,7 +119,10 @@ class Running:
         # From here on nothing waits, and nothing can fail.
         for address in [*self._listeners]:
             if address in wanted:
-                self._listeners[address][1].frame = frames[wanted[address].name]
+                listener, face = self._listeners[address]
+                face.frame = frames[wanted[address].name]
+                if address in renewed:
+                    listener.renew(renewed[address])
             else:
                 self._leave(address)
         self._listeners |= opened
@@ -139,6 +155,7 @@ class Running:
         return refresher
 
     def _frame(self, surface: Surface, snapshot: Snapshot, forward: Forward) -> Frame:
+        told = status.Status(snapshot, self._opener.scores, self._sessions, self._started)
         find = endpoints.table(
             surface,
             snapshot.unrouted,
@@ -146,14 +163,20 @@ class Running:
             realtime=llm.realtime(forward, surface),
             models=models.endpoint(forward, surface, snapshot),
             kept=partial(kept.endpoint, forward, surface),
+            hooks=hooks.endpoint(forward, surface, snapshot),
             probe=health.endpoint(),
             fixed={
                 "/health": health.endpoint(),
                 "/livez": health.endpoint(),
                 "/readyz": health.readiness(self.gate),
+                "/status": status.endpoint(forward, surface, told),
+                "/status/events": status.events(forward, surface, told),
+                **{f"{base}/ping": system.ping() for base in (*surface.base_paths, "/v1") if base},
+                **{f"{base}/time": system.time() for base in (*surface.base_paths, "/v1") if base},
+                **(docs.endpoints(forward, surface, snapshot) if surface.docs else {}),
             },
         )
-        return Frame(surface, find, self.gate, self.log)
+        return Frame(surface, find, self.gate, self.log, self._sessions)
 
     def _leave(self, address: Address) -> None:
         """Listen no longer on *address*; what came in there is answered to its end."""

@@ -156,6 +156,16 @@ class Tap:
                 self.finished = all(choice.finish_reason for choice in choices)
 
 
+def data_of(body: bytes) -> tuple[list[bytes], bytes]:
+    """Return the data of every whole event in *body*, and what is left behind the last one."""
+    end = 0
+    found = []
+    for blank in _BLANK.finditer(body):
+        found.append(b"\n".join(_DATA.findall(body[end : blank.end()])))
+        end = blank.end()
+    return found, body[end:]
+
+
 def has_event(body: bytes) -> bool:
     """Return whether *body*, the beginning of a stream, holds a whole event; comments are none."""
     return next(_events(body), None) is not None

@@ -5,8 +5,9 @@ surface without keys and every web page its operator opens.
 """
 
 import re
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Literal
 
 from proxy import dialects
@@ -16,6 +17,7 @@ from proxy.patterns import Pattern
 ACCEPT = (b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key")
 """Where clients put keys, unless the surface says so."""
 
+Network = IPv4Network | IPv6Network
 Auth = Literal["none", "keys", "passthrough"]
 
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
@@ -46,6 +48,14 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of a certificate chain and its key, in PEM."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """Where a path stands on a surface: *suffix* is what follows *base*, one of its base paths, and
     *dialect* what is spoken there, if it is the path of an endpoint that carries a model.
@@ -58,7 +68,10 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """One face of the proxy. *accept* are the headers that may hold a key, in lower case."""
+    """One face of the proxy. *accept* are the headers that may hold a key, in lower case; *errors* the
+    names that its clients know, by status; *cors* the origins of pages that may call it; *trusted*
+    the proxies in front whose word on the client's address counts.
+    """
 
     name: str
     listen: tuple[Address, ...]
@@ -68,7 +81,13 @@ class Surface:
     routes: tuple[Pattern, ...] | None = None
     models: Literal["list", "hidden"] = "list"
     endpoints: frozenset[str] | None = None
+    docs: bool = True
+    echo_model: bool = False
+    errors: Mapping[int, str] = field(default_factory=dict)
     hosts: frozenset[str] = frozenset()
+    cors: frozenset[str] = frozenset()
+    trusted: tuple[Network, ...] = ()
+    tls: Tls | None = None
 
     def shows(self, model: str) -> bool:
         """Return whether *model* may be seen and called here."""
@@ -105,6 +124,13 @@ class Surface:
             return True
         return any(suffix.startswith(endpoint + "/") for endpoint in self.endpoints)
 
+    def trusts(self, address: str) -> bool:
+        """Return whether *address* is a proxy in front of us."""
+        try:
+            return any(ip_address(address) in network for network in self.trusted)
+        except ValueError:
+            return False
+
     def admits_host(self, host: str, local: str) -> bool:
         """Return whether a request for *host* that arrived at the address *local* is meant for us.
 
@@ -132,6 +158,15 @@ def host_name(host: str) -> str | None:
     if match is None:
         return None
     return (match[1] or match[2]).lower()
+
+
+def is_address(text: str) -> bool:
+    """Return whether *text* is an IP address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

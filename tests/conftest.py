@@ -12,6 +12,8 @@ from tests.harness import figures
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import Upstream
 
+pytest_plugins = ["tests.faces.report"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the slow tests too")

@@ -160,6 +160,7 @@ def test_version(here: Path) -> None:
         ("check", "a", "b"),
         ("explain", "a", "b"),
         ("explain", "m", "--surface", "nowhere"),
+        ("explain", "m", "-H", "no colon"),
         ("presets", "a", "b"),
         ("presets", "nowhere"),
         ("presets", "-c", "good.toml"),

@@ -605,3 +605,45 @@ n = {{ upstream = "c", model = "three", fallback = "a/four" }}
     assert [seen.value(b"authorization") for seen in upstream.requests[1:]] == [
         b"Bearer sk-0123456789-bbbb", b"Bearer sk-0123456789-cccc",
     ]  # fmt: skip
+
+
+MIX = """
+[upstreams.deep]
+base_url = "https://deep.example/v1"
+forward = ["X-Mix"]
+[routes.mix]
+header = "X-Mix"
+missing = "BadRequest"
+unknown = "MixNotFound"
+[routes.mix.to]
+fast = "openai/gpt-4o-mini"
+deep = "deep/big"
+[routes]
+other = "mix"
+"""
+
+
+@pytest.mark.parametrize("model", ["mix", "other"])
+@pytest.mark.parametrize(
+    ("header", "label", "said"),
+    [
+        ((b"x-mix", b"fast"), "url", "POST https://api.openai.com/v1/chat/completions"),
+        ((b"X-Mix", b"deep"), "url", "POST https://deep.example/v1/chat/completions"),
+        ((b"X-Mix", b"deep"), "header", "x-mix: as it came, if it did"),
+        ((b"X-Mix", b"FAST"), "header", '404 MixNotFound: Nothing is called "FAST" in X-Mix.'),
+        ((b"X-Other", b"fast"), "header", "400 BadRequest: The header X-Mix is missing."),
+    ],
+)
+def test_header(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: str,
+    header: tuple[bytes, bytes],
+    label: str,
+    said: str,
+) -> None:
+    """Where a header chooses, its value says which place is explained: its name in any case."""
+    snapshot = read(tmp_path_factory, MIX)
+    told = explain(snapshot, snapshot.surfaces[0], model, "/v1/chat/completions", (header,))
+    assert said in shown(told, label)
+    assert told.works == (label == "url" or said.startswith("x-mix"))
+    assert len(shown(told, "url")) == told.works

@@ -242,7 +242,7 @@ async def seen(tellers: Tellers, left: dict[int, float]) -> float:
         while any(slot for slot in tellers.slots) or tellers.open:
             await asyncio.sleep(0.02)
     assert tellers.begun.keys() == tellers.lost.keys()
-    return max(tellers.lost[number] - left[number] for number in tellers.lost)
+    return max((tellers.lost[number] - left[number] for number in tellers.lost), default=0.0)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ WHENS = {
     "where its table sets them",
     "where the dialect needs them",
     "where a stream is asked for",
+    "where the surface says echo_model",
+    "where none is, and the surface says echo_model",
+    "where the surface has cors",
+    "where cors has the page's origin",
+    "where a header chooses the route",
     "where the route sends another name",
     "where it was missing",
     "where a body comes without Content-Length",
@@ -944,6 +949,11 @@ def _written(
         "on a checked stream",
         "on a stream",
         "where a checked stream breaks",
+        "where the surface says echo_model",
+        "where none is, and the surface says echo_model",
+        "where the surface has cors",
+        "where cors has the page's origin",
+        "where a header chooses the route",
     }
     request = Request(
         head + asked.text, Message(head, asked.text), asked, ROADS[0], ROADS[0].target,

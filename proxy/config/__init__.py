@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from proxy.config import presets
 from proxy.config.draft import Draft
+from proxy.config.hooks import hooks_of
 from proxy.config.keys import keys_of
 from proxy.config.live import Live, Refresher
 from proxy.config.problems import ConfigError, Path, Problem, suggest
@@ -62,6 +63,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
         upstreams.find(upstream)
     table = RouteTable(Routes(draft, upstreams).make())
     unrouted = unrouted_of(draft, upstreams)
+    surfaces = surfaces_of(draft, file.unrouted)
     return Snapshot(
         file=name,
         digest=sha256(content).hexdigest(),
@@ -75,11 +77,12 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             log_format=file.log.format,
             log_level=file.log.level,
         ),
-        surfaces=surfaces_of(draft, file.unrouted),
+        surfaces=surfaces,
         upstreams=upstreams.made,
         routes=table,
         keys=keys_of(draft),
         unrouted=unrouted,
+        hooks=hooks_of(draft, table, surfaces),
         live=tuple(draft.live),
     )
 

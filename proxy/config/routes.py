@@ -1,19 +1,22 @@
 """From `[routes]` and `[unrouted]` to which upstream serves what."""
 
+import re
 from dataclasses import replace
+from functools import partial
 
 from proxy import dialects
-from proxy.config.draft import TOKEN, Draft
+from proxy.config.draft import FRAMING, TOKEN, Draft
 from proxy.config.problems import Path, dotted
 from proxy.config.tables import RouteTable
 from proxy.config.upstreams import Layer, Upstreams, said, timeouts_of
+from proxy.credentials import is_presentable
 from proxy.patterns import Pattern
-from proxy.routes import Group, Route, Target, Unrouted, Upstream
+from proxy.routes import Group, Route, Switch, Target, Unrouted, Upstream
 from proxy.surfaces import is_unsafe
 
 _UPSTREAMS_OWN = {
     "preset", "vars", "env", "optional", "credential", "form", "forms", "defaults", "headers",
-    "paths", "speaks", "proxy", "ca", "terminal", "billed", "passthrough",
+    "paths", "speaks", "proxy", "ca", "terminal", "billed", "passthrough", "forward",
 }  # fmt: skip
 
 _CARRY = {dialect.name for dialect in dialects.ENDPOINTS.values()} | {"gemini"}
@@ -24,6 +27,8 @@ _KEPT = {"chat/completions", "messages", "realtime", "responses", "videos"}
 
 
 _DEEPEST = 50
+_WAYS = {"upstream", "base_url", "model", "targets", "policy", "sticky", "fallback"}
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Routes:
@@ -63,8 +68,12 @@ class Routes:
         path: Path = ("routes", name)
         self._draft.check_pattern(name, path)
         table = self._draft.file.routes[name]
+        switch = None
         if table.short is not None:
-            groups = self._place(name, table.short, RouteTable(), path)
+            groups = self._place(name, table.short, RouteTable(), path, alias=True)
+        elif table.header is not None or table.to:
+            switch = self._switch(name, table, path)
+            groups = _all(switch)
         else:
             groups = self._groups(name, table, path)
         if not groups:
@@ -76,7 +85,18 @@ class Routes:
                 self._draft.problem(path, f"is an alias through over {_DEEPEST} routes")
                 return None
             via = (other.name, *other.via)
-            return replace(other, name=name, pattern=pattern, groups=groups, listed=(), via=via)
+            if other.switch is not None:
+                switch = other.switch.through(partial(_through, other, other.name))
+                groups = _all(switch)
+            return replace(
+                other,
+                name=name,
+                pattern=pattern,
+                groups=groups,
+                listed=(),
+                via=via,
+                switch=switch,
+            )
         keepalive = self._draft.file.defaults.keepalive
         if "keepalive" in table.model_fields_set:
             keepalive = table.keepalive
@@ -88,6 +108,7 @@ class Routes:
             on_context_length=table.on_context_length,
             peek=table.peek,
             keepalive=keepalive,
+            switch=switch,
         )
 
     def _meant(self, name: str, table: RouteTable) -> Route | None:
@@ -101,9 +122,11 @@ class Routes:
         """
         return to in self._draft.file.routes and not (to == name and "/" in to)
 
-    def _place(self, name: str, to: str, table: RouteTable, path: Path) -> tuple[Group, ...]:
+    def _place(
+        self, name: str, to: str, table: RouteTable, path: Path, *, alias: bool = False
+    ) -> tuple[Group, ...]:
         """Return where *to* leads, which is written at *path* in the route *name*: through all the
-        groups of another route, or to an upstream.
+        groups of another route, or to an upstream. Only an *alias* may lead to one by header.
         """
         if self._is_route(name, to):
             other = self._route(to)
@@ -111,6 +134,9 @@ class Routes:
                 return ()
             if other.pattern.prefix:
                 self._draft.problem(path, f'"{to}" is a pattern; name a model that it matches')
+                return ()
+            if other.switch is not None and not alias:
+                self._draft.problem(path, f'"{to}" goes by a header; name one place')
                 return ()
             return tuple(_through(other, to, group) for group in other.groups)
         upstream_name, slash, model = to.partition("/")
@@ -126,9 +152,40 @@ class Routes:
             draft.problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
         return ()
 
+    def _switch(self, name: str, table: RouteTable, path: Path) -> Switch:
+        """Return where the route *name* leads by the value of a header."""
+        draft = self._draft
+        for field in sorted(_WAYS & table.model_fields_set):
+            draft.problem(
+                (*path, field), "says where to go; here a header does: name it under `to`"
+            )
+        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
+            draft.problem((*path, field), "belongs to the upstreams that `to` leads to")
+        if not table.to:
+            draft.problem(
+                path, "needs a table `to`: the values of the header, and where each leads"
+            )
+        header = table.header or ""
+        if not TOKEN.fullmatch(header) or header.lower() in FRAMING:
+            draft.problem((*path, "header"), "is not the name of a header")
+        for field, code in (("missing", table.missing), ("unknown", table.unknown)):
+            if not _CODE.fullmatch(code):
+                draft.problem(
+                    (*path, field), "must be a word of letters, digits, `_`, `-` and dots"
+                )
+        to: dict[bytes, tuple[Group, ...]] = {}
+        for value, place in table.to.items():
+            here: Path = (*path, "to", value)
+            if not value or value != value.strip() or not is_presentable(value):
+                draft.problem(here, "is not a value that a header can have")
+            to[value.encode("utf-8", "replace")] = self._place(name, place, table, here)
+        return Switch(header, table.missing, table.unknown, to)
+
     def _groups(self, name: str, table: RouteTable, path: Path) -> tuple[Group, ...]:
         """Return where the route *name* leads that is written as a table."""
         draft = self._draft
+        for field in sorted({"missing", "unknown"} & table.model_fields_set):
+            draft.problem((*path, field), "goes with a `header`")
         ways = [table.base_url, table.upstream, table.targets or None]
         if sum(way is not None for way in ways) > 1:
             draft.problem(path, "has more than one of `upstream`, `base_url` and `targets`")
@@ -245,6 +302,10 @@ def _through(route: Route, asked: str, group: Group) -> Group:
     """Return *group* of *route* as another route sees it, which asks for *asked* there."""
     targets = [replace(one, model=route.model_sent(one, asked)) for one in group.targets]
     return replace(group, targets=tuple(targets))
+
+
+def _all(switch: Switch) -> tuple[Group, ...]:
+    return tuple(group for groups in switch.to.values() for group in groups)
 
 
 def unrouted_of(draft: Draft, upstreams: Upstreams) -> Unrouted:

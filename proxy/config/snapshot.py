@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from proxy.config.live import Live
+from proxy.hooks import Hook
 from proxy.keys import KeyRing
 from proxy.routes import RouteTable, Timeouts, Unrouted, Upstream
 from proxy.surfaces import Surface
@@ -40,6 +41,7 @@ class Snapshot:
     routes: RouteTable
     keys: KeyRing
     unrouted: Unrouted
+    hooks: Mapping[str, Hook]
     live: tuple[Live, ...] = ()
 
 

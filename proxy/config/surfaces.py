@@ -1,15 +1,18 @@
 """From `[[surface]]`, or the surface half of `[server]`, to where we listen and what is there."""
 
 import re
+import ssl
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 
 from proxy import dialects
 from proxy.config.draft import Draft
 from proxy.config.problems import Path, suggest
 from proxy.config.tables import SurfaceTable
-from proxy.surfaces import ACCEPT, Address, Surface, host_name, is_unsafe
+from proxy.surfaces import ACCEPT, Address, Surface, Tls, host_name, is_unsafe
 
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
 
 
@@ -24,7 +27,7 @@ def surfaces_of(draft: Draft, unrouted: Iterable[str]) -> tuple[Surface, ...]:
     else:
         for field in sorted(set(SurfaceTable.model_fields) & server.model_fields_set):
             draft.problem(("server", field), "belongs to a [[surface]], since there is one")
-    known = {**dialects.ENDPOINTS, "gemini": None, **dict.fromkeys(unrouted)}
+    known = {**dialects.ENDPOINTS, "gemini": None, "hooks": None, **dict.fromkeys(unrouted)}
     known.pop("*", None)
     surfaces = [_surface(draft, table, path, known) for table, path in tables]
     for what, values in (
@@ -66,6 +69,26 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
     for index, host in enumerate(table.hosts):
         if host_name(host) is None or host_name(host) != host.lower().strip("[]"):
             draft.problem((*path, "hosts", index), "must be a host name, without port")
+    for index, origin in enumerate(table.cors):
+        if not _ORIGIN.fullmatch(origin):
+            draft.problem((*path, "cors", index), 'must be such as "https://app.example.com"')
+    errors: dict[int, str] = {}
+    for status, name in table.errors.items():
+        if not re.fullmatch(r"[45][0-9]{2}", status) or not re.fullmatch(r"[\w.-]{1,64}", name):
+            draft.problem((*path, "errors", status), 'must be such as 401 = "Unauthorized"')
+        else:
+            errors[int(status)] = name
+    trusted = []
+    for index, network in enumerate(table.trusted_proxies):
+        try:
+            trusted.append(ip_network(network))
+        except ValueError:
+            here: Path = (*path, "trusted_proxies", index)
+            draft.problem(here, 'must be an address or a network, such as "10.0.0.0/8"')
+    tls = None
+    if table.tls is not None:
+        tls = Tls(table.tls.certificate, table.tls.key)
+        _check_tls(draft, tls, (*path, "tls"))
     routes = None
     if table.routes is not None:
         routes = draft.patterns(table.routes, (*path, "routes"))
@@ -79,8 +102,22 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
         routes=routes,
         models=table.models,
         endpoints=endpoints,
+        docs=table.docs,
+        echo_model=table.echo_model,
+        errors=errors,
         hosts=frozenset(host.lower().strip("[]") for host in table.hosts),
+        cors=frozenset(table.cors),
+        trusted=tuple(trusted),
+        tls=tls,
     )
+
+
+def _check_tls(draft: Draft, tls: Tls, path: Path) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password="")  # else it would be asked for
+    except (OSError, ValueError):  # ssl.SSLError among them
+        draft.problem(path, "needs `certificate` and `key`: readable PEM files that fit together")
 
 
 def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Address]:

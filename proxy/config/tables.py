@@ -50,6 +50,13 @@ class RetryTable(Table):
     ambiguous: bool = False
 
 
+class TlsTable(Table):
+    """The certificate of a surface."""
+
+    certificate: str
+    key: str
+
+
 class SurfaceTable(Table):
     """`[[surface]]`."""
 
@@ -63,6 +70,12 @@ class SurfaceTable(Table):
     routes: list[str] | None = None
     models: Literal["list", "hidden"] = "list"
     endpoints: Literal["all"] | list[str] = "all"
+    docs: bool = True
+    echo_model: bool = False
+    errors: dict[str, str] = {}
+    cors: list[str] = []
+    trusted_proxies: Texts = []
+    tls: TlsTable | None = None
     hosts: list[str] = []
     open: bool = False
 
@@ -125,6 +138,7 @@ class UpstreamTable(Table):
     terminal: Literal["auto", "done", "none"] | None = None
     billed: bool | None = None
     passthrough: bool = False
+    forward: Texts = []
     timeout: TimeoutTable = TimeoutTable()
     retry: RetryTable = RetryTable()
 
@@ -152,6 +166,10 @@ class RouteTable(UpstreamTable):
     policy: Literal["ordered", "weighted", "least-busy", "fastest"] | None = None
     sticky: str | None = None
     fallback: Texts = []
+    header: str | None = None
+    missing: str = "missing_header"
+    unknown: str = "unknown_header"
+    to: dict[str, str] = {}
     on_context_length: bool = False
     peek: bool = False
     keepalive: Duration = None
@@ -165,6 +183,14 @@ class KeyTable(Table):
     hash: str | None = None
     models: list[str] | None = None
     expires: date | None = None
+
+
+class HookTable(Table):
+    """`[hooks.NAME]`."""
+
+    route: str
+    system: str | None = None
+    secret: str | None = None
 
 
 class LogTable(Table):
@@ -205,17 +231,13 @@ class File(Table):
     routes: Annotated[dict[str, RouteTable], BeforeValidator(_routes)] = {}
     unrouted: dict[str, str] = {}
     keys: Annotated[dict[str, KeyTable], BeforeValidator(_keys)] = {}
+    hooks: dict[str, HookTable] = {}
     log: LogTable = LogTable()
 
 
-_SURFACE_LATER = {"docs", "echo_model", "errors", "cors", "trusted_proxies", "tls"}
-
 LATER: dict[type[Table], set[str]] = {
-    File: {"hooks", "store", "test", "prices", "metrics", "otel"},
-    ServerTable: {"workers", "control"} | _SURFACE_LATER,
-    SurfaceTable: _SURFACE_LATER,
-    UpstreamTable: {"forward"},
-    RouteTable: {"header", "to", "missing", "unknown", "forward"},
+    File: {"store", "test", "prices", "metrics", "otel"},
+    ServerTable: {"workers", "control"},
     KeyTable: {"limits"},
 }
 """What the design has and this version refuses, table by table."""

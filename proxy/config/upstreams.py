@@ -131,6 +131,7 @@ class Upstreams:
             terminal=table.terminal or preset.terminal,
             billed=preset.billed if table.billed is None else table.billed,
             passthrough=table.passthrough,
+            forward=frozenset(self._names(table.forward, (*path, "forward"))),
             unplaced=unplaced,
             missing=missing,
             timeouts=timeouts_of(self.layers(None if inline else name))[0],
@@ -346,6 +347,14 @@ class Upstreams:
 
     def _reread(self, variable: str) -> str:
         return self._draft.filler.variable(variable) or ""
+
+    def _names(self, names: Iterable[str], path: Path) -> Iterable[bytes]:
+        """Read the names of headers at *path*."""
+        for index, name in enumerate(names):
+            if not TOKEN.fullmatch(name) or name.lower() in FRAMING:
+                self._draft.problem((*path, index), "is not the name of a header that can be sent")
+            else:
+                yield name.lower().encode("ascii")
 
     def _headers(self, table: Mapping[str, str], path: Path) -> tuple[Pair, ...]:
         pairs = []

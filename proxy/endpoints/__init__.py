@@ -18,6 +18,7 @@ def table(
     realtime: Endpoint,
     models: Endpoint,
     kept: Callable[[Upstream], Endpoint],
+    hooks: Endpoint,
     probe: Endpoint,
     fixed: Mapping[str, Endpoint],
 ) -> Find:
@@ -33,6 +34,8 @@ def table(
         endpoint = fixed.get(path)
         if endpoint is not None:
             return endpoint, None
+        if path.startswith("/hooks/") and surface.serves("hooks"):
+            return hooks, None
         if method == "HEAD" and path in bases:
             return probe, None
         located = surface.locate(path)

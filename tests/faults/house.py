@@ -18,7 +18,7 @@ import orjson
 
 from tests.faults.places import Nobody, Place, Spot
 from tests.harness.client import Answer, Client, Pair, request
-from tests.harness.proxy import Proxy, process
+from tests.harness.proxy import Proxy, complaints, process
 
 STRICT = ("-X", "dev", "-W", "error", "-m", "tests.faults.host")
 OUTCOMES = {
@@ -306,7 +306,7 @@ class House:
         for nonce, answer in at.nonces.items():
             check_relayed(at, nonce, answer)
         assert self.proxy.stderr is not None
-        assert self.proxy.stderr.read_bytes() == b""
+        assert complaints(self.proxy.stderr) == ""
 
     async def _calm(self, at: At) -> None:
         """Wait until everything is at rest again: places, lines, descriptors, tasks."""

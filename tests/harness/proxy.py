@@ -4,6 +4,7 @@ its own, with every warning an error.
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -100,6 +101,9 @@ def _config(directory: str, toml: str) -> Path:
     return file
 
 
+_SLOW = re.compile(r"Executing <.* took [0-9.]+ seconds$")
+
+
 @asynccontextmanager
 async def serving(
     toml: str, env: Mapping[str, str] | None = None, listen: str | None = "127.0.0.1:0"
@@ -162,8 +166,14 @@ async def process(
                     child.kill()
                     await child.wait()
         if check:
-            assert errors.read_text() == "", errors.read_text()
+            assert complaints(errors) == ""
             assert child.returncode == 0
+
+
+def complaints(errors: Path) -> str:
+    """Return what was written to *errors*, but for what asyncio says where the machine is slow."""
+    lines = errors.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not _SLOW.match(line))
 
 
 async def _ready(proxy: Proxy, errors: Path) -> dict[str, Any]:

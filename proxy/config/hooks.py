@@ -1,0 +1,39 @@
+"""From `[hooks]` to hooks."""
+
+import re
+
+from proxy.config.draft import Draft
+from proxy.config.problems import Path
+from proxy.hooks import Hook
+from proxy.routes import RouteTable
+from proxy.surfaces import Surface
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def hooks_of(draft: Draft, routes: RouteTable, surfaces: tuple[Surface, ...]) -> dict[str, Hook]:
+    """Return every hook of *draft*."""
+    open_somewhere = any(
+        surface.auth == "none" and all(address.loopback for address in surface.listen)
+        for surface in surfaces
+    )
+    hooks: dict[str, Hook] = {}
+    for name, table in draft.file.hooks.items():
+        path: Path = ("hooks", name)
+        if not _NAME.fullmatch(name):
+            draft.problem(path, "must be letters, digits, dashes and underscores: it is in a path")
+        route = routes.match(table.route)
+        if route is None and not draft.is_told("routes", table.route):
+            here = (*path, "route")
+            hint = draft.hint(here, table.route, [route.name for route in routes.routes[:200]])
+            draft.problem(here, f"no route leads to {draft.quoted(here)}{hint}")
+        elif route is not None and route.switch is not None:
+            draft.problem((*path, "route"), "is a route by header, which a hook has not")
+        secret = None
+        if table.secret is not None:
+            secret = draft.secret(table.secret, (*path, "secret"))
+        elif not open_somewhere:
+            draft.problem(path, "needs a `secret`: there is no surface without keys on loopback")
+        if route is not None:
+            hooks[name] = Hook(name, table.route, route, table.system, secret)
+    return hooks

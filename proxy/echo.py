@@ -1,0 +1,101 @@
+"""Put the name that was asked for back into an answer's top-level `model` (sans I/O).
+
+The bytes around it stay what they are: the value is cut out and another one is put in its place, in
+a plain answer, and in each event that has one.
+"""
+
+import re
+
+from proxy.body import BodyError, find_model, splice
+
+PLAIN_BYTES = 4 * 1024 * 1024
+"""A plain answer up to this size is held until it is complete; a longer one passes as it is."""
+EVENT_BYTES = 1024 * 1024
+"""The same of an event."""
+
+# As in `sse`: an event ends with an empty line, and CRLF is never two line ends.
+_BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
+_TAIL = 3
+_DATA = re.compile(rb"(?:^|(?<=[\r\n]))data:[ \t]*+(\{[^\r\n]*)")
+_BOM = b"\xef\xbb\xbf"  # may begin a stream, and nothing else
+
+
+class Echo:
+    """One answer in which *model* is to stand; *stream* says that it is an event stream."""
+
+    __slots__ = ("_begun", "_held", "_model", "_passing", "_searched", "_stream")
+
+    def __init__(self, model: str, *, stream: bool) -> None:
+        self._model = model
+        self._stream = stream
+        self._held = bytearray()
+        self._searched = 0
+        self._begun = False  # an event has passed
+        self._passing = False  # what comes now is too long to be held
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next *data* of the answer; return what may pass now."""
+        if self._passing and not self._stream:
+            return data
+        self._held += data
+        if self._stream:
+            return self._events()
+        if len(self._held) > PLAIN_BYTES:
+            self._passing = True
+            return self._take(len(self._held))
+        return b""
+
+    def rest(self) -> bytes:
+        """Return what was held, at the end of the answer, or where it broke off."""
+        whole = self._take(len(self._held))
+        return whole if self._stream or not whole else self._named(whole)
+
+    def _events(self) -> bytes:
+        """Return the whole events that are there, each with the name put in."""
+        passed = []
+        begin = 0
+        held = bytes(self._held)
+        for blank in _BLANK.finditer(held, self._searched):
+            passed.append(self._event(held[begin : blank.end()]))
+            begin = blank.end()
+        del self._held[:begin]
+        if self._passing or _is_long(self._held):
+            self._passing = True
+            passed.append(self._take(max(0, len(self._held) - _TAIL)))
+        self._searched = max(0, len(self._held) - _TAIL)
+        return b"".join(passed)
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._held[:count])
+        del self._held[:count]
+        return taken
+
+    def _event(self, event: bytes) -> bytes:
+        first, passing = not self._begun, self._passing
+        self._begun, self._passing = True, False
+        if passing or b'"model"' not in event or _is_long(event):
+            return event
+        if first and event.startswith(_BOM):
+            return _BOM + _DATA.sub(self._line, event[len(_BOM) :])
+        return _DATA.sub(self._line, event)
+
+    def _line(self, line: re.Match[bytes]) -> bytes:
+        before = line[0][: line.start(1) - line.start(0)]
+        return before + self._named(line[1])
+
+    def _named(self, text: bytes) -> bytes:
+        """Return the JSON *text* with our name in it; as it is, where it is none or has none."""
+        try:
+            found = find_model(text)
+        except BodyError:
+            return text
+        if found.model is None:
+            return text
+        return b"".join(splice(text, found, self._model))
+
+
+def _is_long(event: bytes | bytearray) -> bool:
+    """Return whether *event* is too long to be held. The line ends around it do not count: where they
+    are cut is chance.
+    """
+    return len(event) > EVENT_BYTES and len(event.strip(b"\r\n")) > EVENT_BYTES

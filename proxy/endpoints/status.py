@@ -1,0 +1,138 @@
+"""`GET /status`, and `/status/events` as a stream of it: how we are, and what we are doing.
+
+Channels are upstreams with their state, sessions exchanges in flight. Nothing of it is secret: no
+address, no key, no text of anybody's.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from proxy import __version__
+from proxy.balance import Scores
+from proxy.breaker import Health
+from proxy.config import Snapshot
+from proxy.edge import Request, author, respond
+from proxy.exchange import Exchange
+from proxy.forward import Forward
+from proxy.frame import Endpoint
+from proxy.routes import Upstream
+from proxy.surfaces import Surface
+
+EVERY_SECONDS = 1.0
+
+
+class Status:
+    """What `/status` says: of *snapshot*, since *started*, with the *scores* and the *sessions*."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        scores: Scores,
+        sessions: Iterable[Exchange],
+        started: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._scores = scores
+        self._sessions = sessions
+        self._started = started
+        self._clock = clock
+
+    def told(
+        self, asking: Exchange | None = None, shows: Callable[[str], bool] = lambda _: True
+    ) -> dict[str, Any]:
+        """Return it as JSON has it, to *asking*, which is no session; with the names of the routes that
+        it *shows*.
+        """
+        now, snapshot = self._clock(), self._snapshot
+        others = [exchange for exchange in self._sessions if exchange is not asking]
+        sessions = [self._session(exchange, now, shows) for exchange in others]
+        return {
+            "status": "ok",
+            "version": __version__,
+            "uptime_seconds": round(now - self._started, 3),
+            "snapshot": {
+                "digest": snapshot.digest[:12],
+                "loaded": snapshot.loaded.isoformat(timespec="seconds").replace("+00:00", "Z"),
+                "routes": len(snapshot.routes.routes),
+            },
+            "connected_channels": sum(
+                upstream.lacks(passthrough=False) is None
+                for upstream in snapshot.upstreams.values()
+            ),
+            "active_sessions": len(sessions),
+            "channels": [self._channel(one, now) for one in snapshot.upstreams.values()],
+            "sessions": sessions,
+        }
+
+    def _channel(self, upstream: Upstream, now: float) -> dict[str, Any]:
+        healths = self._scores.of(upstream)
+        answers = [health.answers(now) for health in healths]
+        good, bad = sum(good for good, _ in answers), sum(bad for _, bad in answers)
+        known = [health.latency for health in healths if health.latency]
+        return {
+            "name": upstream.name,
+            "state": _state(upstream, healths, now),
+            "in_flight": healths[0].load.active,
+            "error_rate": round(bad / (good + bad), 3) if good + bad else 0.0,
+            "first_byte_ms": round(min(known) * 1000, 1) if known else None,
+        }
+
+    def _session(
+        self, exchange: Exchange, now: float, shows: Callable[[str], bool]
+    ) -> dict[str, Any]:
+        attempt = exchange.attempts[-1] if exchange.attempts else None
+        route = exchange.route.name if exchange.route else None
+        return {
+            "id": exchange.id,
+            "surface": exchange.surface,
+            "route": route if route is not None and shows(route) else None,
+            "upstream": exchange.upstream.name if exchange.upstream else None,
+            "phase": attempt.phase if attempt else "reading",
+            "age_seconds": round(now - exchange.received, 3),
+            "bytes_in": exchange.bytes_in,
+            "bytes_out": exchange.bytes_out,
+        }
+
+
+def _state(upstream: Upstream, healths: list[Health], now: float) -> str:
+    """Say whether *upstream* works: dormant, open (its breaker), resting, or ready."""
+    if upstream.lacks(passthrough=False) is not None:
+        return "dormant"
+    if any(health.ready(now) for health in healths):
+        return "ready"
+    return "open" if any(health.open_until > now for health in healths) else "resting"
+
+
+def endpoint(forward: Forward, surface: Surface, status: Status) -> Endpoint:
+    """Return what answers with the status, once."""
+
+    async def handle(exchange: Exchange, request: Request) -> bool:
+        shows = _shown(exchange, forward, surface)
+        return respond(exchange, request, orjson.dumps(status.told(exchange, shows)))
+
+    return Endpoint(("GET", "HEAD"), handle)
+
+
+def events(forward: Forward, surface: Surface, status: Status) -> Endpoint:
+    """Return what answers with the status, each second anew, until the client leaves."""
+
+    async def handle(exchange: Exchange, request: Request) -> bool:
+        shows = _shown(exchange, forward, surface)
+        async with author(exchange, request) as stream:
+            while True:
+                await stream.send(orjson.dumps(status.told(exchange, shows)).decode())
+                await asyncio.sleep(EVERY_SECONDS)
+        return False
+
+    return Endpoint(("GET",), handle)
+
+
+def _shown(exchange: Exchange, forward: Forward, surface: Surface) -> Callable[[str], bool]:
+    """Identify who asks; return what says whether they may see the name of a route."""
+    key = exchange.key = forward.identify(exchange, surface)
+    return lambda name: surface.shows(name) and (key is None or key.may_ask(name))

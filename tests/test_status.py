@@ -1,0 +1,615 @@
+"""How the proxy says that it is well, and what it is doing: `/status`, ping, time, and the health checks."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from proxy import __version__
+from proxy.balance import Scores
+from proxy.config import Snapshot, load
+from proxy.endpoints import status
+from proxy.endpoints.status import Status
+from proxy.exchange import Exchange
+from tests.harness.client import Answer, Client, Pair, call, chat, request
+from tests.harness.proxy import Proxy, process, serving
+from tests.harness.upstream import (
+    CHUNKED,
+    DONE,
+    SSE,
+    Conn,
+    Received,
+    Upstream,
+    answer,
+    chunk,
+    event,
+    hang,
+    head,
+    stream,
+)
+
+KEY = "sk-team-CANARY-key"
+NARROW = "sk-narrow-CANARY-key"
+CREDENTIAL = "sk-upstream-CANARY-credential"
+HELLO = event(b'{"choices":[{"index":0,"delta":{"content":"CANARY"}}]}')
+
+
+def routes(upstream: Upstream, more: str = "") -> str:
+    """Write a routes file with one upstream that works, and one that waits for its variable."""
+    return f"""
+[upstreams.up]
+base_url = "{upstream.url}"
+credential = "{CREDENTIAL}"
+headers = {{ "x-CANARY" = "CANARY-header" }}
+[routes]
+"m" = {{ upstream = "up", model = "CANARY-model" }}
+"p/*" = {{ upstream = "up" }}
+"gpt" = "openai/gpt-4o"
+{more}
+"""
+
+
+KEYS = f"""
+[keys]
+team = "{KEY}"
+narrow = {{ secret = "{NARROW}", models = ["p/*"] }}
+"""
+
+
+@pytest.fixture
+async def proxy(upstream: Upstream) -> AsyncIterator[Proxy]:
+    async with serving(routes(upstream)) as running:
+        yield running
+
+
+async def get(proxy: Proxy, path: str = "/status", **kwargs: Any) -> Answer:
+    return await call(proxy.port, b"", path, method=kwargs.pop("method", "GET"), **kwargs)
+
+
+async def told(proxy: Proxy, **kwargs: Any) -> dict[str, Any]:
+    """Return what the status is."""
+    got = await get(proxy, **kwargs)
+    assert got.status == 200, got.raw
+    found: dict[str, Any] = got.json()
+    return found
+
+
+async def channel(proxy: Proxy, name: str = "up", **kwargs: Any) -> dict[str, Any]:
+    """Return what the status is of the upstream *name*."""
+    channels = (await told(proxy, **kwargs))["channels"]
+    return {one["name"]: dict(one) for one in channels}[name]
+
+
+# What it says
+
+
+async def test_idle(proxy: Proxy, upstream: Upstream) -> None:
+    """A proxy that does nothing says so: its version, its age, its file, what it is connected to."""
+    first = await told(proxy)
+    assert first["status"] == "ok"
+    assert first["version"] == __version__
+    assert first["active_sessions"] == 0
+    assert first["sessions"] == []
+    assert first["connected_channels"] == 1
+    assert first["channels"] == [
+        {
+            "name": "up",
+            "state": "ready",
+            "in_flight": 0,
+            "error_rate": 0.0,
+            "first_byte_ms": None,
+        },
+        {
+            "name": "openai",
+            "state": "dormant",
+            "in_flight": 0,
+            "error_rate": 0.0,
+            "first_byte_ms": None,
+        },
+    ]
+    second = await told(proxy)
+    assert 0 <= first["uptime_seconds"] <= second["uptime_seconds"] < 30
+    assert upstream.connections == []
+
+
+async def test_snapshot(upstream: Upstream) -> None:
+    """The file that holds is known by its hash, when it was read, and how many routes it has."""
+    async with process(routes(upstream)) as proxy:
+        found = (await told(proxy))["snapshot"]
+        content = (proxy.log.parent / "routes.toml").read_bytes()
+    assert found["routes"] == 3
+    assert found["digest"] == sha256(content).hexdigest()[:12]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["loaded"])
+    age = datetime.now(UTC) - datetime.fromisoformat(found["loaded"])
+    assert 0 <= age.total_seconds() < 60
+
+
+async def test_answer(proxy: Proxy) -> None:
+    """The answer is ours like every other, to GET and to HEAD, and one line of the log."""
+    got = await get(proxy)
+    assert got.value(b"content-type") == b"application/json"
+    assert got.value(b"x-trunkline-id") == got.value(b"x-request-id")
+    assert (await proxy.record())["path"] == "/status"
+    bare = await get(proxy, method="HEAD")
+    assert (bare.status, bare.body) == (200, b"")
+    wrong = await get(proxy, method="POST")
+    assert (wrong.status, wrong.value(b"allow")) == (405, b"GET, HEAD")
+
+
+async def test_error_rate(proxy: Proxy, upstream: Upstream) -> None:
+    """Of the answers of the last ten seconds, how many were 5xx, and how soon the good ones began."""
+    upstream.will(answer(), answer(500), answer(404), answer(529), answer())
+    for _ in range(4):
+        await call(proxy.port, chat())
+    found = await channel(proxy)
+    assert found["error_rate"] == 0.4  # of five: the 529 is asked once more
+    assert 0 < found["first_byte_ms"] < 1000
+    assert (found["state"], found["in_flight"]) == ("ready", 0)
+
+
+async def test_in_flight(proxy: Proxy, upstream: Upstream) -> None:
+    """What is under way at an upstream is counted there, and no longer when it is over."""
+    upstream.will(hang())
+    async with await Client.connect(proxy.port) as one, await Client.connect(proxy.port) as two:
+        for client in (one, two):
+            await client.send(request(chat()))
+        await until(proxy, lambda found: found["channels"][0]["in_flight"] == 2)
+    await until(proxy, lambda found: found["channels"][0]["in_flight"] == 0)
+
+
+async def until(proxy: Proxy, holds: Any, **kwargs: Any) -> dict[str, Any]:
+    """Wait until the status is such as *holds* says; return it."""
+    async with asyncio.timeout(5):
+        while not holds(found := await told(proxy, **kwargs)):
+            await asyncio.sleep(0.02)
+    return found
+
+
+# Channels: each state, as the clock of a test has it
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def snapshot_of(tmp_path: Path, toml: str, env: dict[str, str] | None = None) -> Snapshot:
+    file = tmp_path / "routes.toml"
+    file.write_text(toml)
+    return load(file, env or {})
+
+
+TWO = """
+[upstreams.up]
+base_url = "http://127.0.0.1:1/v1"
+credential = ["one", "two"]
+[routes]
+"m" = "up/x"
+"gpt" = "openai/gpt-4o"
+"""
+
+
+def test_states(tmp_path: Path) -> None:
+    """An upstream is dormant without its variable; ready while any of its credentials is; else open, if
+    a breaker of it is, or resting.
+    """
+    snapshot, scores, clock = snapshot_of(tmp_path, TWO), Scores(), Clock()
+    told = Status(snapshot, scores, set(), 900.0, clock)
+
+    def state(name: str = "up") -> str:
+        (found,) = [one for one in told.told()["channels"] if one["name"] == name]
+        return str(found["state"])
+
+    first, second = scores.of(snapshot.upstreams["up"])
+    assert (state(), state("openai")) == ("ready", "dormant")
+    first.rest(clock.now, 10)
+    assert state() == "ready"
+    second.rest(clock.now, 20)
+    assert state() == "resting"
+    clock.now += 11
+    assert state() == "ready"
+    for _ in range(5):
+        first.fault(clock.now)
+    assert state() == "open"  # the other one rests
+    clock.now += 10
+    assert state() == "ready"
+    for _ in range(5):
+        second.fault(clock.now)
+    assert state() == "open"
+    clock.now += 301
+    assert state() == "ready"
+    assert told.told()["connected_channels"] == 1
+    assert told.told()["uptime_seconds"] == 422.0
+
+
+def test_configured(tmp_path: Path) -> None:
+    """With its variable set an upstream is a channel that is connected."""
+    snapshot = snapshot_of(tmp_path, TWO, {"OPENAI_API_KEY": "sk-x"})
+    found = Status(snapshot, Scores(), set(), 0.0).told()
+    assert found["connected_channels"] == 2
+    assert [one["state"] for one in found["channels"]] == ["ready", "ready"]
+
+
+def test_forgotten(tmp_path: Path) -> None:
+    """What happened more than ten seconds ago is in no error rate."""
+    snapshot, scores, clock = snapshot_of(tmp_path, TWO), Scores(), Clock()
+    told = Status(snapshot, scores, set(), 900.0, clock)
+    health = scores.of(snapshot.upstreams["up"])[0]
+    health.begin(clock.now)
+    health.answered(clock.now, 500, 0.2, 0)
+    health.end(0)
+    assert told.told()["channels"][0]["error_rate"] == 1.0
+    clock.now += 11
+    assert told.told()["channels"][0]["error_rate"] == 0.0
+
+
+async def test_resting(upstream: Upstream) -> None:
+    """An upstream that has limited us rests, and the status says so."""
+    async with Upstream() as other:
+        upstream.will(answer(429, headers=[(b"Retry-After", b"30")]))
+        other.will(answer())
+        more = f"""
+"two" = {{ targets = ["up/x", "other/x"] }}
+[upstreams.other]
+base_url = "{other.url}"
+"""
+        async with serving(routes(upstream, more)) as proxy:
+            assert (await call(proxy.port, chat("two"))).status == 200
+            assert (await channel(proxy))["state"] == "resting"
+            assert (await channel(proxy, "other"))["state"] == "ready"
+
+
+async def test_open(upstream: Upstream) -> None:
+    """An upstream that refuses connection after connection is open, and the status says so."""
+    gone = upstream.url
+    toml = f'[upstreams.up]\nbase_url = "{gone}"\n[routes]\n"m" = "up/x"\n"n" = "up/y"\n'
+    upstream._server.close()
+    async with serving(toml) as proxy:
+        for _ in range(3):
+            assert (await call(proxy.port, chat())).status == 502
+        assert (await channel(proxy))["state"] == "open"
+
+
+# Sessions
+
+
+async def test_phases(proxy: Proxy, upstream: Upstream) -> None:
+    """Each exchange in flight is told with its route, its upstream, its age, its bytes, and how far it is."""
+    begin = asyncio.Event()
+
+    async def step(conn: Conn, received: Received) -> None:
+        await begin.wait()
+        await conn.send(head(200, [SSE, CHUNKED]) + chunk(HELLO))
+        await conn.left(30)
+
+    upstream.will(step)
+    whole = request(chat("m"))
+    async with await Client.connect(proxy.port) as client:
+        await client.send(whole[:-5])
+        found = await until(proxy, lambda found: found["active_sessions"] == 1)
+        (session,) = found["sessions"]
+        assert re.fullmatch(r"req_[0-9a-f]+", session.pop("id"))
+        assert session.pop("age_seconds") >= 0
+        assert session == {
+            "surface": "main",
+            "route": None,
+            "upstream": None,
+            "phase": "reading",
+            "bytes_in": 0,
+            "bytes_out": 0,
+        }
+        await client.send(whole[-5:])
+        found = await until(proxy, lambda found: found["sessions"][0]["phase"] == "sent")
+        (session,) = found["sessions"]
+        assert (session["route"], session["upstream"]) == ("m", "up")
+        assert (session["bytes_in"], session["bytes_out"]) == (len(chat("m")), 0)
+        begin.set()
+        found = await until(proxy, lambda found: found["sessions"][0]["phase"] == "streaming")
+        assert found["sessions"][0]["bytes_out"] == len(HELLO)
+        later = await told(proxy)
+        assert later["sessions"][0]["age_seconds"] > session["age_seconds"]
+    await until(proxy, lambda found: found["active_sessions"] == 0)
+
+
+async def test_hook_is_a_session(upstream: Upstream) -> None:
+    """A hook that is being answered is a session like any other."""
+    upstream.will(stream(HELLO, end="hang"))
+    async with (
+        serving(routes(upstream, '[hooks.h]\nroute = "m"')) as proxy,
+        await Client.connect(proxy.port) as client,
+    ):
+        await client.send(request(b'{"text":"CANARY","stream":true}', "/hooks/h"))
+        found = await until(proxy, lambda found: any(one["bytes_out"] for one in found["sessions"]))
+        (session,) = found["sessions"]
+        assert (session["route"], session["phase"]) == ("m", "streaming")
+
+
+# Nothing secret
+
+
+async def test_nothing_secret(upstream: Upstream) -> None:
+    """No address, key, credential, header, path or word of anybody's stands in it."""
+    upstream.will(stream(HELLO, end="hang"))
+    async with serving(routes(upstream, KEYS)) as proxy:
+        bearer = [(b"Authorization", f"Bearer {KEY}".encode()), (b"x-CANARY", b"CANARY")]
+        async with await Client.connect(proxy.port) as client:
+            body = chat("p/CANARY", "CANARY", user="CANARY")
+            await client.send(request(body, "/v1/chat/completions?CANARY=1", bearer))
+            async with asyncio.timeout(5):
+                await client.reader.readuntil(HELLO)
+            got = await get(proxy, headers=bearer)
+            assert got.json()["active_sessions"] == 1
+            for secret in (
+                b"CANARY",
+                upstream.authority.encode(),
+                b"http",
+                b"127.0.0.1",
+                b"Bearer",
+            ):
+                assert secret not in got.body, got.body
+
+
+@pytest.mark.parametrize("path", ["/status", "/status/events"])
+async def test_hidden_names(upstream: Upstream, path: str) -> None:
+    """The names of routes that a caller may not call are not shown to it."""
+    upstream.will(hang())
+    every, narrow = ([(b"x-api-key", key.encode())] for key in (KEY, NARROW))
+    async with (
+        serving(routes(upstream, KEYS)) as proxy,
+        await Client.connect(proxy.port) as one,
+        await Client.connect(proxy.port) as two,
+        await Client.connect(proxy.port) as asking,
+    ):
+        await one.send(request(chat("m"), headers=every))
+        await two.send(request(chat("p/x"), headers=every))
+        await until(
+            proxy,
+            lambda found: {one["route"] for one in found["sessions"]} == {"m", "p/*"},
+            headers=every,
+        )
+        await asking.send(request(path=path, method="GET", headers=narrow))
+        async with asyncio.timeout(5):
+            got = await asking.reader.readuntil(b"}]}")
+        shown = orjson.loads(got[got.index(b"{") :])
+        assert {session["route"] for session in shown["sessions"]} == {None, "p/*"}
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize("path", ["/status", "/status/events"])
+async def test_keys(upstream: Upstream, path: str) -> None:
+    """Where the surface asks for keys, the status does."""
+    async with serving(routes(upstream, KEYS)) as proxy:
+        for headers in ([], [(b"x-api-key", b"wrong")]):
+            got = await get(proxy, path, headers=headers)
+            assert (got.status, got.code) == (401, "invalid_api_key")
+        async with await Client.connect(proxy.port) as client:
+            await client.send(
+                request(path=path, method="GET", headers=[(b"x-api-key", KEY.encode())])
+            )
+            async with asyncio.timeout(5):
+                assert (await client.reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+        records = [await proxy.record(3)]
+        assert records[0]["key"] == "team"
+
+
+@pytest.mark.parametrize("path", ["/status", "/status/events"])
+async def test_foreign_page(proxy: Proxy, path: str) -> None:
+    """Where it asks for none, no web page reads it under a name of its own."""
+    for kwargs in ({"host": b"evil.example"}, {"headers": [(b"Origin", b"http://evil.example")]}):
+        got = await get(proxy, path, **kwargs)
+        assert (got.status, got.code) == (403, "origin_not_allowed")
+
+
+# As it goes on
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "EVERY_SECONDS", 0.05)
+
+
+async def one_event(client: Client) -> dict[str, Any]:
+    """Read the next event of a stream of ours, which comes as one chunk."""
+    async with asyncio.timeout(5):
+        size = int(await client.reader.readline(), 16)
+        block = await client.reader.readexactly(size + 2)
+    assert block.endswith(b"\n\n\r\n")
+    assert b"\r" not in block[:-2]
+    match = re.fullmatch(rb"data: (\{.*\})\n\n", block[:-2])
+    assert match is not None, block
+    found: dict[str, Any] = orjson.loads(match[1])
+    return found
+
+
+async def test_events(proxy: Proxy, upstream: Upstream, quick: None) -> None:
+    """The status comes again and again, as events with LF only and no `id`, and each is how it is then."""
+    upstream.will(hang())
+    async with await Client.connect(proxy.port) as client:
+        await client.send(request(path="/status/events", method="GET"))
+        async with asyncio.timeout(5):
+            head_part = await client.reader.readuntil(b"\r\n\r\n")
+        names = [line.split(b":")[0].lower() for line in head_part.splitlines()[1:-1]]
+        assert b"Content-Type: text/event-stream\r\n" in head_part
+        assert b"Cache-Control: no-cache\r\n" in head_part
+        assert b"X-Accel-Buffering: no\r\n" in head_part
+        assert b"server" not in names
+        assert b"date" not in names
+        first = await one_event(client)
+        assert first.keys() == (await told(proxy)).keys()
+        assert first["active_sessions"] == 0
+        async with await Client.connect(proxy.port) as busy:
+            await busy.send(request(chat()))
+            async with asyncio.timeout(5):
+                while (await one_event(client))["active_sessions"] != 1:
+                    pass
+        async with asyncio.timeout(5):
+            while (await one_event(client))["active_sessions"] != 0:
+                pass
+
+
+async def test_events_each_second(proxy: Proxy) -> None:
+    """It comes once a second."""
+    async with await Client.connect(proxy.port) as client:
+        await client.send(request(path="/status/events", method="GET"))
+        await client.reader.readuntil(b"\r\n\r\n")
+        moments = [(await one_event(client))["uptime_seconds"] for _ in range(3)]
+    assert 1.9 < moments[2] - moments[0] < 3
+
+
+async def test_events_end_with_the_client(upstream: Upstream) -> None:
+    """Who leaves is not told any more: one line in the log, nothing on stderr, nothing in flight."""
+    async with process(routes(upstream)) as proxy:
+        for count in (1, 2):
+            async with await Client.connect(proxy.port) as client:
+                await client.send(request(path="/status/events", method="GET"))
+                await client.reader.readuntil(b"\r\n\r\n")
+                await one_event(client)
+            record = await proxy.record(count)
+            assert (record["outcome"], record["status"]) == ("client_gone", 200)
+            assert record["stream"] is True
+        assert (await told(proxy))["active_sessions"] == 0
+
+
+async def test_events_end_on_shutdown(upstream: Upstream) -> None:
+    """A shutdown does not wait for who watches: the stream ends, and so does the process, in order."""
+    async with process(routes(upstream)) as proxy:
+        async with await Client.connect(proxy.port) as client:
+            await client.send(request(path="/status/events", method="GET"))
+            await client.reader.readuntil(b"\r\n\r\n")
+            await one_event(client)
+            assert proxy.process is not None
+            proxy.process.terminate()
+            rest = await client.closed(5)
+        async with asyncio.timeout(5):
+            assert await proxy.process.wait() == 0
+        assert b"proxy_shutdown" in rest
+        assert b"0\r\n\r\n" not in rest  # it was cut, and says so
+        assert (await proxy.record())["outcome"] == "shutdown"
+
+
+async def test_events_of_a_slow_client(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not read is not written to without end."""
+    monkeypatch.setattr(status, "EVERY_SECONDS", 0.0)
+    async with await Client.connect(proxy.port) as client:
+        cast(asyncio.Transport, client.writer.transport).pause_reading()
+        await client.send(request(path="/status/events", method="GET"))
+        assert proxy.running is not None
+        async with asyncio.timeout(20):
+            while not (clients := proxy.running._clients()):
+                await asyncio.sleep(0.01)
+            while clients[0].get_write_buffer_size() == 0:
+                await asyncio.sleep(0.01)
+            before = -1
+            while (size := clients[0].get_write_buffer_size()) != before:
+                before = size
+                await asyncio.sleep(0.1)
+        assert size < 2**20
+
+
+# Always open
+
+
+OPEN = ["/health", "/livez", "/readyz", "/v1/ping", "/v1/time"]
+SURFACES = {
+    "keys": f'[keys]\nteam = "{KEY}"',
+    "passthrough": '[server]\nauth = "passthrough"',
+    "none": '[server]\nauth = "none"',
+    "narrow": f'[server]\nendpoints = ["chat/completions"]\nmodels = "hidden"\n[keys]\nt = "{KEY}"',
+    "base": f'[server]\nbase_paths = ["/api/v1"]\n[keys]\nt = "{KEY}"',
+}
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_always_open(upstream: Upstream, surface: str) -> None:
+    """Whatever the auth of a surface, whoever's page it is: who asks whether we are there is answered."""
+    paths = [*OPEN, "/api/v1/ping", "/api/v1/time"] if surface == "base" else OPEN
+    async with serving(SURFACES[surface] + routes(upstream), listen="127.0.0.1:0") as proxy:
+        for path in paths:
+            headers: list[Pair] = [(b"Origin", b"http://evil.example"), (b"x-api-key", b"wrong")]
+            got = await get(proxy, path, headers=headers, host=b"evil.example")
+            assert got.status == 200, (path, got.raw)
+            assert got.value(b"content-type") == b"application/json"
+            assert got.value(b"x-trunkline-id") is not None
+            bare = await get(proxy, path, method="HEAD")
+            assert (bare.status, bare.body) == (200, b"")
+            wrong = await get(proxy, path, method="POST")
+            assert (wrong.status, wrong.value(b"allow")) == (405, b"GET, HEAD")
+        assert upstream.connections == []
+
+
+async def test_ping(proxy: Proxy) -> None:
+    """A ping, like a health check, says ok and nothing else."""
+    for path in ("/health", "/livez", "/readyz", "/v1/ping"):
+        assert (await get(proxy, path)).body == b'{"status":"ok"}'
+
+
+async def test_time(proxy: Proxy) -> None:
+    """The time is UTC, as ISO 8601 writes it, and in seconds and milliseconds since 1970: one moment."""
+    before = datetime.now(UTC).timestamp()
+    found = (await get(proxy, "/v1/time")).json()
+    after = datetime.now(UTC).timestamp()
+    assert set(found) == {"time", "epoch", "epoch_ms"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found["time"])
+    moment = datetime.fromisoformat(found["time"])
+    assert round(moment.timestamp() * 1000) == found["epoch_ms"]
+    assert found["epoch"] == found["epoch_ms"] // 1000
+    assert before - 0.001 <= moment.timestamp() <= after
+
+
+async def test_quiet(upstream: Upstream) -> None:
+    """Health checks stand in the log only where it is at debug level."""
+    async with serving(routes(upstream)) as proxy:
+        for path in OPEN:
+            await get(proxy, path)
+        await get(proxy)
+        assert (await proxy.record(1))["path"] == "/status"
+    async with serving(routes(upstream, '[log]\nlevel = "debug"')) as proxy:
+        for path in OPEN:
+            await get(proxy, path)
+        await proxy.record(len(OPEN))
+        assert [record["path"] for record in proxy.records()] == OPEN
+
+
+async def test_ready(upstream: Upstream) -> None:
+    """Who is about to leave is alive, but not ready."""
+    async with process('[server]\nlame_duck = "2s"\n' + routes(upstream)) as proxy:
+        assert (await get(proxy, "/readyz")).status == 200
+        assert proxy.process is not None
+        proxy.process.terminate()
+        async with asyncio.timeout(5):
+            while (got := await get(proxy, "/readyz")).status == 200:
+                await asyncio.sleep(0.01)
+        assert (got.status, got.json()) == (503, {"status": "leaving"})
+        assert (await get(proxy, "/livez")).status == 200
+        upstream.will(stream(HELLO, DONE))
+        assert (await call(proxy.port, chat())).status == 200
+        assert await proxy.process.wait() == 0
+
+
+def test_session_without_attempt(tmp_path: Path) -> None:
+    """An exchange that has not been read yet is told as such."""
+    exchange = Exchange("req_1", "main", "POST", "/CANARY", "CANARY", (), False, "1.2.3.4", 990.0)
+    found = Status(snapshot_of(tmp_path, TWO), Scores(), {exchange}, 900.0, Clock()).told()
+    assert found["sessions"] == [
+        {
+            "id": "req_1",
+            "surface": "main",
+            "route": None,
+            "upstream": None,
+            "phase": "reading",
+            "age_seconds": 10.0,
+            "bytes_in": 0,
+            "bytes_out": 0,
+        }
+    ]
