@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from proxy.dialects import ENDPOINTS, REALTIME
+from proxy import endpoints
+from proxy.config import load
+from proxy.dialects import CHAT, ENDPOINTS, REALTIME
+from proxy.directory import FIXED
 from tests.harness.client import Answer, Client, Pair, call, request
 from tests.harness.proxy import Proxy, serving
 
@@ -131,6 +134,49 @@ async def test_endpoints(face: str) -> None:
             assert (f"{base}/{suffix}" in found["paths"]) is not missing, suffix
 
 
+@pytest.mark.parametrize("face", ["open", "narrow", "bare"])
+async def test_own_endpoints(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has a path of its own is described, and nothing else is."""
+    table, served = endpoints.table, set[str]()
+
+    def noting(*args: Any, fixed: Any, **others: Any) -> Any:
+        served.update(fixed)
+        return table(*args, fixed=fixed, **others)
+
+    monkeypatch.setattr(endpoints, "table", noting)
+    async with serving(FACES[face]) as proxy:
+        described = await document(proxy, TEAM)
+    base = described["x-trunkline"]["base_urls"]["openai"].removeprefix(".") or "/v1"
+    own = {row.path.replace("{base}", base) for row in FIXED} & {*described["paths"]}
+    systems = {path for path in served if path.endswith(("/ping", "/time"))}
+    elsewhere = {path for path in systems if not path.startswith(f"{base}/")}
+    assert served - elsewhere - {"/docs/", "/docs/api/"} == own
+
+
+async def test_new_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that is new in the table is described at once, as it is served."""
+    monkeypatch.setitem(ENDPOINTS, "acme/new", CHAT)
+    async with serving(FACES["open"]) as proxy:
+        operation = (await document(proxy))["paths"]["/v1/acme/new"]["post"]
+        summary = (await get(proxy, "/docs/llm.json")).json()
+        got = await call(proxy.port, b'{"model": "default", "messages": []}', "/v1/acme/new")
+    assert (operation["x-dialect"], operation["summary"]) == ("chat", "acme/new")
+    assert "/v1/acme/new" in [each["path"] for each in summary["endpoints"]]
+    assert got.code != "not_found"
+
+
+async def test_new_route() -> None:
+    """A route that is added while we run is shown from then on, and one that is gone no more."""
+    async with serving(FACES["open"]) as proxy:
+        proxy.write(FACES["open"].replace("claude-old", "claude-new"))
+        assert proxy.running is not None
+        await proxy.running.apply(load(proxy.file, {}, listen="127.0.0.1:0"))
+        for path in DOCUMENTS:
+            got = await get(proxy, path)
+            assert b"claude-new" in got.body, path
+            assert b"claude-old" not in got.body, path
+
+
 async def test_relative() -> None:
     """Addresses are relative to where the document stands, so that it holds below another's path."""
     async with serving(FACES["keys"]) as proxy:
@@ -249,6 +295,23 @@ async def test_hook() -> None:
         assert found["components"]["securitySchemes"]["hook"]["scheme"] == "bearer"
     async with serving(FACES["open"]) as proxy:
         assert "/hooks/{name}" not in (await document(proxy))["paths"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+async def test_odd_names(path: str) -> None:
+    """A name is shown as it is, whatever it holds, in a document that no browser takes for a page;
+    what a request says of its host is shown nowhere.
+    """
+    name = "</script><img src=x onerror=alert(1)>`"
+    async with serving(f"[routes]\n'{name}' = 'sandbox/echo'\n{KEYS}") as proxy:
+        got = await get(proxy, path, TEAM, host=b"evil.example")
+    assert name.encode() in got.body
+    assert (got.value(b"content-type") or b"").split(b";")[0] in (
+        b"application/json",
+        b"text/plain",
+    )
+    assert got.value(b"x-content-type-options") == b"nosniff"
+    assert b"evil" not in got.body
 
 
 async def test_hidden() -> None:

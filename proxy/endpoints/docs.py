@@ -4,6 +4,7 @@ All of it is made from the live routes and the table of endpoints, so that it ca
 asks for a key; who presents one is shown the models that it may ask for, and nobody else is.
 """
 
+import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -148,7 +149,7 @@ def _index(view: View) -> str:
         f"The base URL for OpenAI's SDKs is `{base}`, relative to this file. {key}",
     ]
     if view.models:
-        names = ", ".join(f"`{name}`" for name in view.models)
+        names = ", ".join(_verbatim(name) for name in view.models)
         lines += ["", f"The models you may ask for: {names}."]
     elif view.refusal is not None and view.surface.models == "list":
         lines += ["", "Ask for this file with a key, and it names the models."]
@@ -166,3 +167,11 @@ def _index(view: View) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _verbatim(name: str) -> str:
+    """Return *name* as Markdown shows it unread, whatever it holds."""
+    if "`" not in name:
+        return f"`{name}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", name))))
+    return f"{fence} {name} {fence}"

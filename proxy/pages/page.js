@@ -26,6 +26,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// Words, with `code` among them
+const prose = (text) => text.split("`").map((part, at) => (at % 2 ? element("code", {}, part) : part));
+
 // The key
 
 const held = {

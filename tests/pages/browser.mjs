@@ -26,7 +26,7 @@ async function visit(url, options = DESK) {
   await page.addInitScript(() => {
     addEventListener("securitypolicyviolation", (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
   });
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(45_000); // for a machine that has much else to do
   page.on("request", (request) => requests.push(request.url()));
   page.on("pageerror", (error) => complaints.push(`error: ${error.message}`));
   page.on("console", (message) => {
@@ -39,12 +39,12 @@ async function visit(url, options = DESK) {
   return page;
 }
 
-async function explorer(base, { withKey = key, operation, model } = {}) {
-  const page = await visit(`${base}/docs/api${operation ? `#${operation}` : ""}`);
+async function explorer(base, { withKey = key, operation, model, options } = {}) {
+  const page = await visit(`${base}/docs/api${operation ? `#${operation}` : ""}`, options);
   if (withKey) {
     await page.fill("#secret", withKey);
     await page.press("#secret", "Tab");
-    await page.waitForFunction(() => document.querySelector("#keynote").textContent !== "· stays in this tab, and goes to this address only");
+    await page.waitForFunction(() => document.querySelector("#keynote").textContent !== "stays in this tab, goes to this proxy only");
   }
   if (model) await ask(page, model);
   return page;
@@ -57,10 +57,32 @@ async function ask(page, model) {
 
 const done = (page) => page.waitForFunction(() => !document.querySelector("#send").disabled);
 const text = (page, id) => page.textContent(`#${id}`);
-const boxes = (page) => page.evaluate(() => ["facts", "tabs", "pane"].map((name) => {
-  const box = document.querySelector(name === "tabs" ? "#tabs" : `.${name}`).getBoundingClientRect();
-  return [box.x, box.y, box.width, box.height].join(" ");
-}).join(" | "));
+const LANGS = ["curl", "python", "node"];
+
+async function written(page, lang) { // a radio button shows through whatever tab is open
+  await page.evaluate((value) => document.querySelector(`[name=lang][value=${value}]`).click(), lang);
+  return text(page, "code");
+}
+
+const PHONE = { viewport: { width: 390, height: 844 }, reducedMotion: "reduce" };
+
+// From now on notes how much of the answer is seen, and where everything stands on the page
+const watch = (page) => page.evaluate(() => {
+  const boxes = () => [".facts", "#tabs", ".pane:not([hidden])", "#secret", "#body", "#send"].map((name) => {
+    const box = document.querySelector(name).getBoundingClientRect();
+    return [box.x, box.y + scrollY, box.width, box.height].map(Math.round).join(" ");
+  }).join(" | ");
+  const answer = document.querySelector("#answer");
+  window.noted = { sizes: [], places: [boxes()] };
+  new MutationObserver(() => {
+    window.noted.sizes.push(answer.textContent.length);
+    window.noted.places.push(boxes());
+  }).observe(answer, { childList: true, characterData: true, subtree: true });
+});
+const noted = async (page) => {
+  const { sizes, places } = await page.evaluate(() => window.noted);
+  return { sizes, places: [...new Set(places)] };
+};
 
 const CASES = {
   async docs() {
@@ -130,29 +152,31 @@ const CASES = {
 
   async grows() {
     const page = await explorer(keys, { model: "sandbox/slow" });
-    const idle = await boxes(page);
+    await watch(page);
     await page.focus("#body");
     await page.keyboard.press("Control+Enter");
-    const sizes = [], places = new Set([idle]);
-    while (await page.isDisabled("#send")) {
-      sizes.push((await text(page, "answer")).length);
-      places.add(await boxes(page));
-      await page.waitForTimeout(100);
-    }
+    await page.waitForFunction(() => document.querySelector("#answer").matches(".live"));
+    await done(page);
     const facts = await page.locator(".facts dd").allTextContents();
     const answer = await text(page, "answer");
     const events = await text(page, "events");
     await page.click("#t-heads");
-    return { sizes, places: [...places], facts, answer, events, heads: await text(page, "heads"), said: await text(page, "said") };
+    return { ...await noted(page), facts, answer, events, heads: await text(page, "heads"), said: await text(page, "said") };
   },
 
   async stopped() {
-    const page = await explorer(keys, { model: "sandbox/slow" });
+    const page = await explorer(keys, { withKey: "", options: PHONE });
+    await watch(page);
+    await page.fill("#secret", key);
+    await page.fill("#body", JSON.stringify({
+      model: "sandbox/slow", stream: true, messages: [{ role: "user", content: "many words ".repeat(200) }],
+    }));
     await page.click("#send");
-    await page.waitForFunction(() => document.querySelector("#answer").textContent);
+    await page.waitForFunction(() => document.querySelector("#answer").textContent.length > 20);
+    const seen = { at: await page.evaluate(() => document.querySelector(".facts").getBoundingClientRect().top) };
     await page.click("#stop");
     await done(page);
-    return { end: await text(page, "end"), answer: await text(page, "answer") };
+    return { ...seen, ...await noted(page), end: await text(page, "end"), answer: await text(page, "answer") };
   },
 
   async wrongKey() {
@@ -282,7 +306,19 @@ const CASES = {
     const nameless = await page.evaluate(() => [...document.querySelectorAll("input, select, textarea, button")]
       .filter((each) => !each.labels?.length && !each.getAttribute("aria-labelledby") && !each.getAttribute("aria-label") && !each.textContent.trim())
       .map((each) => each.outerHTML));
-    return { seen, stops, nameless };
+    const docs = [], rings = new Set();
+    await page.goto(`${keys}/docs`);
+    await page.waitForSelector("#addresses code");
+    while (docs.at(-1) !== "settings" && docs.length < 60) {
+      await page.keyboard.press("Tab");
+      const [stop, ring] = await page.evaluate(() => {
+        const at = document.activeElement;
+        return [at.id || at.textContent.trim(), getComputedStyle(at).outlineStyle];
+      });
+      docs.push(stop);
+      rings.add(ring);
+    }
+    return { seen, stops, nameless, docs, rings: [...rings] };
   },
 
   async code() {
@@ -292,12 +328,9 @@ const CASES = {
       messages: [{ role: "user", content: "it's \"$HOME\" \\ 😀 `x`\nnext" }],
     }, null, 2));
     const all = async () => {
-      const written = {};
-      for (const lang of ["curl", "python", "node"]) {
-        await page.check(`[name=lang][value=${lang}]`);
-        written[lang] = await text(page, "code");
-      }
-      return written;
+      const found = {};
+      for (const lang of LANGS) found[lang] = await written(page, lang);
+      return found;
     };
     await page.click("#t-code");
     const seen = { chat: await all() };
@@ -310,6 +343,27 @@ const CASES = {
       seen[operation] = await all();
     }
     return seen;
+  },
+
+  async odd() {
+    const odd = "sk-odd-0123456789";
+    const page = await visit(`${keys}/docs`);
+    await page.fill("#secret", odd);
+    await page.click("#use");
+    await page.waitForSelector("#list code");
+    const [known, models] = [await text(page, "known"), await page.locator("#list code").allTextContents()];
+    await page.click("#names >> text=curl");
+    const code = [await text(page, "settings")];
+    const tried = await explorer(keys, { withKey: odd });
+    for (const lang of LANGS) code.push(await written(tried, lang));
+    await tried.click("#send");
+    await done(tried);
+    const made = (one) => one.evaluate(() => document.querySelectorAll("img, #keynote *, #known *, pre *, code *:not(#url *)").length);
+    return {
+      known, models, code, answer: await text(tried, "answer"), note: await text(tried, "keynote"),
+      options: await tried.locator("#model > option[value]:not([value=''])").allTextContents(),
+      made: await made(page) + await made(tried),
+    };
   },
 
   async below() {
@@ -349,9 +403,9 @@ const CASES = {
 };
 
 const LANES = [ // side by side: most of them wait most of the time; there is one clipboard
-  ["docs", "code", "dialects", "below", "stopped", "open"],
-  ["grows", "looks"],
-  ["limited", "wrongKey", "failures", "unknownModel", "tabs", "narrow", "hook", "keeps"],
+  ["docs", "code", "odd", "dialects", "below", "stopped", "open"],
+  ["grows", "looks", "wrongKey", "keeps", "tabs"],
+  ["limited", "failures", "unknownModel", "narrow", "hook"],
 ];
 const seen = {}, took = {};
 await Promise.all(LANES.map(async (lane) => {
