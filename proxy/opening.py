@@ -206,6 +206,7 @@ class _Opening:
         self._held: Opened | None = None  # an answer that is relayed if nothing better comes
         self._held_for = 0
         self._ordered: list[Target] | None = None
+        self._spent: list[Target | Upstream] = []  # what must not be asked again
 
     async def run(self) -> Opened:
         choice = self._first()
@@ -325,10 +326,14 @@ class _Opening:
         """Yield where else to go after an attempt at *failed* failed, best first."""
         now = self._clock()
         nothing_sent = rule.fault or rule is RULES[Fault.DEAD]
+        if not rule.same and not rule.sibling:
+            self._spent.append(failed.target.upstream if nothing_sent else failed.target)
         for target in self._allowed():
             same_upstream = target.upstream is failed.target.upstream
             if same_upstream and nothing_sent:
                 continue  # it would fare no better
+            if target in self._spent or target.upstream in self._spent:
+                continue  # nor may it be asked by way of another, which has failed meanwhile
             for choice in self._choices(target):
                 if target is failed.target and not rule.sibling:
                     continue

@@ -135,7 +135,7 @@ def _json(event: Event) -> bytes:
     try:
         return orjson.dumps(event, default=str) + b"\n"
     except TypeError:  # text that is not valid Unicode: whatever else, a log line must come out
-        return orjson.dumps(_clean(event), default=str) + b"\n"
+        return orjson.dumps(_clean(event)) + b"\n"
 
 
 def _text(text: str) -> bytes:
@@ -143,13 +143,12 @@ def _text(text: str) -> bytes:
 
 
 def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return _text(value).decode()
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    return value
+    plain = isinstance(value, float | None) or (isinstance(value, int) and abs(value) < 2**63)
+    return value if plain else _text(str(value)).decode()
 
 
 def _console(event: Event) -> bytes:

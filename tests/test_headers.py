@@ -126,6 +126,32 @@ def test_what_is_not_named_passes(pairs: list[Pair]) -> None:
     assert lines(pairs) == b"".join(name + b": " + value + b"\r\n" for name, value in pairs)
 
 
+MIXED = st.lists(
+    st.tuples(NAMES | st.sampled_from([*HOP_BY_HOP, *CREDENTIALS, *REQUEST_ONLY]), VALUES)
+    | st.tuples(st.just(b"Connection"), st.lists(NAMES, max_size=3).map(b" ,".join)),
+    max_size=10,
+)
+
+
+@settings(deadline=None)
+@given(MIXED, st.sampled_from(CASES))
+def test_what_is_for_one_hop_never_passes(
+    pairs: list[Pair], case: Callable[[bytes], bytes]
+) -> None:
+    """Of any headers those for one hop, listed or named by `Connection`, stay; the rest pass in order."""
+    pairs = [(case(name), value) for name, value in pairs]
+    named = {
+        word.strip().lower()
+        for name, value in pairs
+        if name.lower() == b"connection"
+        for word in value.split(b",")
+    }
+    hop = {name.lower() for name in HOP_BY_HOP} | named
+    ours = {name.lower() for name in [*CREDENTIALS, *REQUEST_ONLY]}
+    assert inbound(pairs) == [pair for pair in pairs if pair[0].lower() not in hop]
+    assert out(*pairs) == [pair for pair in pairs if pair[0].lower() not in hop | ours]
+
+
 def test_find() -> None:
     """The first header of a name is found, in any case, also an empty one."""
     pairs: list[Pair] = [(b"A", b""), (b"a", b"2"), (b"B", b"3")]

@@ -1226,6 +1226,25 @@ retry = { ambiguous = true }
     assert {r.value(b"authorization") for r in a.requests} <= {CANARY[1]}
 
 
+@pytest.mark.parametrize("step", [close(), status(500)], ids=["lost", "500"])
+async def test_no_way_back(step: Step) -> None:
+    """An upstream that may have executed a request has it no second time by way of another one."""
+    async with Upstream() as a:
+        a.will(step)
+        toml = table("a", a.url, credential='["sk-a", "sk-a-2"]') + table("b", NOBODY)
+        toml += """
+[routes.m]
+upstream = "a"
+fallback = ["b/m"]
+retry = { ambiguous = true }
+"""
+        async with serving(toml) as proxy:
+            calm(proxy)
+            await call(proxy.port, chat("m"))
+            assert tried(await proxy.record()) == ["a", "b", "b"]
+        assert len(a.requests) == 1
+
+
 # Policies
 
 

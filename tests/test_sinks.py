@@ -10,9 +10,12 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy import sinks
 from proxy.config import load
+from proxy.exchange import Exchange
 from proxy.server import serve
 from proxy.sinks import LineWriter, Log
 from tests.harness.client import Client, Pair, call, chat, request
@@ -266,3 +269,49 @@ async def test_events_are_of_the_same_form(tmp_path: Path) -> None:
     assert (ready["level"], ready["event"]) == ("info", "ready")
     assert internal["level"] == "error"
     assert "ValueError: why" in internal["exception"]
+
+
+# Whatever is in it
+
+TEXTS = st.text(st.characters(), max_size=12) | st.sampled_from(
+    ["\ud83d", "\udc80x", "a\nb\r\nc", "\x00\x1b[31m\x85\u2028\u2029", "\\", '"}']
+)
+FACTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | TEXTS
+    | st.binary(max_size=4)
+    | st.builds(ValueError, TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def one_line(line: bytes) -> str:
+    """Return *line*, which must be one, and valid text."""
+    text = line.decode("utf-8")
+    assert text.endswith("\n")
+    assert line.count(b"\n") == 1
+    assert "\r" not in text
+    return text
+
+
+@given(st.dictionaries(st.sampled_from(["file", "reason", "problems"]), FACTS))
+def test_any_event(facts: dict[str, Any]) -> None:
+    """Whatever the facts of an event are, it is one line of JSON, and each fact has its field."""
+    event = {"ts": "", "level": "info", "event": "reload_failed", **facts}
+    read = orjson.loads(one_line(sinks._json(event)))
+    assert list(read) == list(event)
+
+
+@given(st.text(max_size=40), st.text(max_size=40), TEXTS, st.none() | TEXTS, st.floats(0, 1e9))
+def test_any_exchange(path: str, model: str, sent: str, error: str | None, seconds: float) -> None:
+    """Whatever was asked for, an exchange is one line of JSON, with all of its fields in order."""
+    exchange = Exchange("req_1", "main", "POST", path, "", (), False, None, 0.0)
+    exchange.model, exchange.model_sent, exchange.error = model, sent, error
+    event = {"ts": "", "level": "info", "event": "exchange", **exchange.record(seconds)}
+    read = orjson.loads(one_line(sinks._json(event)))
+    assert list(read) == list(event)
+    assert (read["model"], read["total_ms"]) == (model, event["total_ms"])

@@ -1,0 +1,1 @@
+"""Tests that hypothesis writes: sequences of whatever may happen, and input of any kind."""
