@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from proxy.breaker import Health, Load
 from proxy.credentials import Credential
+from proxy.dialects import Dialect
+from proxy.outbound import Signature, sign
 from proxy.routes import Group, Target, Upstream
 
 
@@ -20,6 +22,27 @@ class Choice:
     target: Target
     credential: Credential | None
     health: Health
+    _signed: dict[tuple[object, ...], Signature] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def signature(
+        self, dialect: Dialect, *, stream: bool, passthrough: bool, hidden: bytes | None
+    ) -> Signature:
+        """Return what a request that goes here is signed with; see `outbound.sign`."""
+        key = (dialect.name, stream, passthrough, hidden)
+        known = self._signed.get(key)
+        version = self.credential.secret.version if self.credential and not passthrough else 0
+        if known is None or known.version != version:
+            known = self._signed[key] = sign(
+                self.target.upstream,
+                self.credential,
+                dialect,
+                stream=stream,
+                passthrough=passthrough,
+                hidden=hidden,
+            )
+        return known
 
 
 class Scores:

@@ -60,6 +60,7 @@ _HEAD = msgspec.json.Decoder(_Head)
 _NAME = msgspec.json.Decoder(str)
 
 _OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
+_QUOTED = b'"model"'
 # A quote behind a backslash stands inside a string; every other place `_locate` can tell.
 _MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+')
 # Possessive, so that no input makes it backtrack.
@@ -131,6 +132,11 @@ def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
     text before it closes to a valid object with one more member. That member, and the text after
     it, must then be free of another `model`.
     """
+    if b"\\u" not in text and text.count(_QUOTED) == 1:
+        # No other escape makes a letter, so the only `"model"` there is must be the top level's own.
+        only = _MODEL.search(text)
+        if only is not None:
+            return only.end(), only.end() + len(literal)
     places = (m for m in _MODEL.finditer(text) if text.startswith(literal, m.end()))
     first = list(islice(places, _CANDIDATES))
     for place in (*first, *deque(places, _CANDIDATES)):  # at either end is where people put it

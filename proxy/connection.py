@@ -10,6 +10,7 @@ is no parser any more: bytes are bytes, in both directions.
 import asyncio
 import fcntl
 import os
+import re
 import socket
 import struct
 import sys
@@ -17,6 +18,7 @@ import termios
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol, cast
 
 import httptools
@@ -33,19 +35,24 @@ from proxy.errors import (
     UpstreamFailure,
 )
 from proxy.exchange import Attempt
-from proxy.headers import Pair, find
+from proxy.headers import Headers, Pair
 from proxy.routes import Timeouts
 
 STALE_SECONDS = 0.5
 UNTAKEN_BYTES = 256 * 1024
 """How much of a body may have arrived before somebody takes it."""
 HEAD_BYTES = 256 * 1024
+JOINED_BYTES = 64 * 1024
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 
 _LEFT = {7, 8}
 """TCP_CLOSE and TCP_CLOSE_WAIT, as TCP_INFO says them (linux/tcp_states.h)."""
+
+
+_NO_HEADERS = Headers()
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
 class Flow(Protocol):
@@ -90,6 +97,7 @@ class Connection(asyncio.Protocol):
         "_drained",
         "_enough",
         "_failure",
+        "_fields",
         "_fin",
         "_full",
         "_head_bytes",
@@ -97,12 +105,14 @@ class Connection(asyncio.Protocol):
         "_interim",
         "_interims",
         "_kept",
+        "_late_at",
         "_loop",
         "_parser",
         "_paused",
         "_pieces",
         "_pump",
         "_raw",
+        "_rings_at",
         "_sent",
         "_sent_at",
         "_sink",
@@ -140,12 +150,15 @@ class Connection(asyncio.Protocol):
         self._uploading = False  # the transport holds bytes of a request that nobody takes
         self._drained: asyncio.Future[None] | None = None
         self._stall: Stall | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
         self._begin(Timeouts())
 
     def _begin(self, timeouts: Timeouts) -> None:
         self.status = 0
         self.reason = b""
-        self.headers: list[Pair] = []
+        self.headers = _NO_HEADERS
+        self._fields: list[Pair] = []
         self._timeouts = timeouts
         self._in_head = False
         self._fin = False
@@ -164,7 +177,7 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._enough: Callable[[bytes], bool] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._late_at = inf
         self._sent_at = 0.0
         self._sent = False  # all of an upload has gone out
         self._pump: asyncio.Task[None] | None = None
@@ -200,7 +213,10 @@ class Connection(asyncio.Protocol):
         self._upgrade = upgrade
         self.used += 1
         attempt.phase = "sent"
-        self.transport.writelines(pieces)
+        if sum(map(len, pieces)) <= JOINED_BYTES:
+            self.transport.write(b"".join(pieces))  # cheaper than one by one
+        else:
+            self.transport.writelines(pieces)
         if upload is not None:
             self._pump = self._loop.create_task(self._send(upload, patience))
         else:
@@ -214,8 +230,6 @@ class Connection(asyncio.Protocol):
             raise
         finally:
             self._waiter = None
-            if self._timer is not None:
-                self._timer.cancel()
         attempt.phase = "answered"
         attempt.status = self.status
 
@@ -225,8 +239,18 @@ class Connection(asyncio.Protocol):
         return self._uploading or (self._pump is not None and not self._sent)
 
     def _await_first_byte(self, patience: float | None) -> None:
-        if patience is not None and self._waiter is not None:
-            self._timer = self._loop.call_later(patience, self._late)
+        if patience is None or self._waiter is None:
+            return
+        self._late_at = self._clock() + patience
+        if self._timer is not None:
+            if self._rings_at <= self._late_at:
+                return  # armed once, and looked at when it rings: most requests cost no timer
+            self._timer.cancel()
+        self._set_timer(patience)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._rings_at = self._clock() + seconds
+        self._timer = self._loop.call_later(seconds, self._check_late)
 
     async def _send(self, upload: Upload, patience: float | None) -> None:
         """Send the body of a request as it comes, and no faster than it is taken."""
@@ -255,6 +279,7 @@ class Connection(asyncio.Protocol):
         """Return how the body of the answer begins, without taking it away: when *enough* says so of
         it, when it is complete, or broken, or *limit* bytes long, or after *seconds*.
         """
+        self._late_at = inf
         self._waiter = self._loop.create_future()
         timer = self._loop.call_later(seconds, self._seen)
         self._enough = lambda body: len(body) >= limit or enough(body)
@@ -316,6 +341,9 @@ class Connection(asyncio.Protocol):
             self._loop.call_later(seconds, self.transport.abort)
 
     def _quiet(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._stall is not None:
             self._stall.stop()
             self._stall = None
@@ -419,7 +447,7 @@ class Connection(asyncio.Protocol):
             return
         self._in_head = True
         self.reason = b""
-        self.headers = []
+        self._fields = []
 
     def on_status(self, status: bytes) -> None:
         if self._in_head:
@@ -427,7 +455,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # after it, these are trailers, which are not passed on
-            self.headers.append((name, value))
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         if not self._in_head:
@@ -436,8 +464,8 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200
         self._interims = self._interim
-        to = find(self.headers, b"upgrade") or b""
-        asked = self._upgrade and to.lower() == b"websocket"
+        self.headers = headers = Headers(self._fields)
+        asked = self._upgrade and headers.first.get(b"upgrade", b"").lower() == b"websocket"
         if status == 101 and asked and self._parser.should_upgrade():
             self._interim = self._interims = False
             self._raw = True
@@ -471,16 +499,16 @@ class Connection(asyncio.Protocol):
 
     def _frame(self, status: int) -> None:
         """Decide what ends the body (RFC 9112 section 6.3)."""
-        codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        codings = self.headers.every(b"transfer-encoding")
         if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             self._fail(UPSTREAM_PROTOCOL, "used a transfer coding that is not known")
             return
-        if status < 200 or any(byte < 32 and byte != 9 for byte in self.reason):
+        if status < 200 or _CONTROL.search(self.reason):
             self._fail(UPSTREAM_PROTOCOL, "sent a status that there is not")
             return
-        length = find(self.headers, b"content-length")
         self.status = status
-        self._until_close = not codings and length is None and status not in BODILESS
+        framed = codings or b"content-length" in self.headers.first or status in BODILESS
+        self._until_close = not framed
 
     def _deliver(self) -> None:
         """Hand on what has arrived: the head to who waits for it, the body to who takes it."""
@@ -542,8 +570,14 @@ class Connection(asyncio.Protocol):
         message = "The upstream closed the connection before it answered."
         return UpstreamFailure(UPSTREAM_DISCONNECTED, message, fault)
 
-    def _late(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+    def _check_late(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done() or self._late_at == inf:
+            return
+        left = self._late_at - self._clock()
+        if left > 0:
+            self._set_timer(left)
+        else:
             message = "The upstream did not begin to answer in time."
             self._waiter.set_exception(UpstreamFailure(UPSTREAM_TIMEOUT, message, Fault.LATE))
 

@@ -14,13 +14,16 @@ _PRESENTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 class Secret:
-    """A secret text, with *source*: where an operator finds it (`OPENAI_API_KEY`)."""
+    """A secret text, with *source*: where an operator finds it (`OPENAI_API_KEY`). Each change of the
+    text is another *version*.
+    """
 
-    __slots__ = ("_text", "source")
+    __slots__ = ("_text", "source", "version")
 
     def __init__(self, text: str, source: str) -> None:
         self._text = text
         self.source = source
+        self.version = 0
 
     def reveal(self) -> str:
         """Return the text itself, for the wire."""
@@ -78,6 +81,7 @@ class LiveSecret(Secret):
     def replace(self, text: str) -> None:
         """Let *text* be the secret from now on."""
         self._text = text
+        self.version += 1
 
     def refused(self) -> None:
         self.stale.set()

@@ -5,18 +5,18 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 import orjson
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import HttpVersion11, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp_sse import EventSourceResponse
 
 from proxy.admission import Gate
@@ -52,27 +52,8 @@ PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
 
 
-class BrokenBody(RequestPayloadError, TimeoutError):
-    """The rest of a body is not HTTP.
-
-    It is a `TimeoutError` too for aiohttp, which passes over the body of a request that is answered
-    already, and logs anything else.
-    """
-
-
-class Sent:
-    """Stands in for a response that has been written already: aiohttp is to add nothing to it."""
-
-    __slots__ = ("keep_alive",)
-
-    def __init__(self, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, request: object) -> None:
-        """Do nothing: the head is out."""
-
-    async def write_eof(self) -> None:
-        """Do nothing: the body is out, as far as it will ever be."""
+class BrokenBody(Exception):
+    """The rest of a body is not HTTP."""
 
 
 class Request:
@@ -81,21 +62,14 @@ class Request:
     Takes the place of aiohttp's request, of which it is the part that a `RequestHandler` needs.
     """
 
-    __slots__ = ("_expects", "_payload", "_protocol", "_task", "_writer", "message")
+    __slots__ = ("_expects", "_payload", "_protocol", "message")
 
     def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: "Handler",
-        writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
+        self, message: RawRequestMessage, payload: StreamReader, protocol: "Handler"
     ) -> None:
         self.message = message
-        self._writer = writer
         self._payload = payload
         self._protocol = protocol
-        self._task = task
         self._expects = False
 
     # What forward and relay need
@@ -150,7 +124,7 @@ class Request:
         Raises `ProxyError` for a body over *limit* bytes, one that stalls, one that is not framed
         as HTTP, and one for which there is no room.
         """
-        length = find(exchange.headers, b"content-length")
+        length = exchange.headers.first.get(b"content-length")
         announced = int(length) if length is not None else 0
         if announced > limit:
             raise _too_large(limit)
@@ -158,7 +132,7 @@ class Request:
         held = 0
         try:
             if self._payload.is_eof():
-                body = self._payload.read_nowait()
+                body = self._protocol.take(self._payload)
                 gate.hold(len(body))
                 held = len(body)
             else:
@@ -228,9 +202,9 @@ class Request:
     async def _piece(self) -> bytes:
         try:
             async with asyncio.timeout(BODY_IDLE_SECONDS):
-                return await self._payload.readany()
-        except RequestPayloadError:
-            self._payload.feed_eof()  # nothing is left for aiohttp to pass over
+                return await self._any()
+        except (RequestPayloadError, BrokenBody):
+            self._payload.feed_eof()  # nothing is left to pass over
             raise ProxyError(BAD_REQUEST, "The request's body is not valid HTTP.") from None
         except TimeoutError:
             message = "The request's body did not arrive in time."
@@ -242,21 +216,39 @@ class Request:
 
     def plain(self) -> web.BaseRequest:
         """Return what aiohttp's own answers take for a request."""
-        loop = asyncio.get_running_loop()
-        return web.BaseRequest(
-            self.message, self._payload, self._protocol, self._writer, self._task, loop
-        )
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        writer = StreamWriter(self._protocol, loop)
+        return web.BaseRequest(self.message, self._payload, self._protocol, writer, task, loop)
 
     @property
     def http10(self) -> bool:
         """Return whether the client speaks HTTP/1.0."""
-        return tuple(self.message.version) < (1, 1)
+        return self.message.version < HttpVersion11
 
     def _cancel(self, error: BaseException) -> None:
         self._payload.set_exception(error)
 
-    def _finish(self) -> None:
-        """Do nothing: no form, no file, nothing to clean up."""
+    async def pass_over(self) -> bool:
+        """Read the rest of the body, which nobody wants, for a while; return whether it is over."""
+        await asyncio.sleep(0)  # who was reading it, and was told to stop, is out of the way then
+        with suppress(TimeoutError, RequestPayloadError, BrokenBody):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self._payload.is_eof():
+                    await self._any()
+        return self._payload.is_eof()
+
+    async def _any(self) -> bytes:
+        """Return what there is of the body, as soon as there is any.
+
+        `readany` does not see what broke a body in the very moment in which a chunk had ended.
+        """
+        payload = self._payload
+        while not payload._buffer and not payload.is_eof():
+            if (error := payload.exception()) is not None:
+                raise error
+            await payload._wait("any")
+        return payload.read_nowait()
 
 
 class Answering(Protocol):
@@ -266,10 +258,10 @@ class Answering(Protocol):
     def leaving(self) -> bool:
         """Return whether no connection may be used for another request."""
 
-    async def handle(self, request: Request) -> Sent:
-        """Answer one request, whatever it is."""
+    async def handle(self, request: Request) -> bool:
+        """Answer one request, whatever it is; return whether another one may follow."""
 
-    def malformed(self, request: Request, error: ProxyError) -> Sent:
+    def malformed(self, request: Request, error: ProxyError) -> None:
         """Answer what could not be parsed as a request."""
 
 
@@ -373,13 +365,12 @@ class Handler(RequestHandler):
                 self._await_head()
             return
         self._stop_head_timer()
-        for message, _ in tuple(self._messages)[known:]:
-            if not isinstance(message, RawRequestMessage):
-                continue
-            if self._head_bytes > HEAD_BYTES and _size(message) > HEAD_BYTES:
-                self._messages.clear()
-                self._refuse_head(431)
-                break
+        if self._head_bytes > HEAD_BYTES:
+            for message, _ in tuple(self._messages)[known:]:
+                if isinstance(message, RawRequestMessage) and _size(message) > HEAD_BYTES:
+                    self._messages.clear()
+                    self._refuse_head(431)
+                    break
         self._head_bytes = 0
         self._incoming = self._messages[-1][1]
         self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
@@ -415,6 +406,16 @@ class Handler(RequestHandler):
         if self.flow is not None:
             self.flow.resume_writing()
 
+    def take(self, payload: StreamReader) -> bytes:
+        """Return the whole of *payload*, which is complete."""
+        if self._reading_paused or payload is EMPTY_PAYLOAD:
+            return payload.read_nowait()
+        # What it would do beyond this is to wake a parser that is not asleep.
+        pieces = payload._buffer
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return body
+
     def watch(self) -> None:
         """Go on reading, though the parser may have enough: to see the client leave."""
         if self._reading_paused or self._buffer_paused:
@@ -447,34 +448,79 @@ class Handler(RequestHandler):
         if self._current_request is not None and self._task_handler is not None:
             self._task_handler.cancel()
 
-    async def _handle_request(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
-        if cast(Request, request).complete():
-            self.watch()
-        elif self._held:
-            held, self._held = bytes(self._held), bytearray()
-            self._take_body(held)
-        result = await super()._handle_request(request, start_time, request_handler)
-        if self._deaf:
-            cast(Sent, result[0]).keep_alive = False
+    async def start(self) -> None:
+        """Answer one request after the other, until no further one may follow.
+
+        Takes the place of aiohttp's, which makes a task, a writer and a response of each request.
+        Whoever ends the connection, or what runs on it, cancels the task that this is.
+        """
+        try:
+            keep_alive = True
+            while keep_alive and not self._force_close and not self._close:
+                keep_alive = await self._serve(*await self._next())
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+            self.log_exception("Unhandled exception", exc_info=error)
+        finally:
+            self._task_handler = None
+            self.force_close()
+
+    async def _serve(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
+        """Answer one request; return whether another one may follow."""
+        if isinstance(message, _ErrInfo):
+            request, keep_alive = Request(ERROR, payload, self), False
+            self._answering.malformed(request, _malformed(message))
+        else:
+            request = Request(message, payload, self)
+            keep_alive = await self._answer(request)
         if self._deaf and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last
             # bytes of our answer with it: say that we are done, and let the client close.
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(1.0)
-        elif not self._messages:
+        elif not self._messages and (self._held or self._surplus):
             held, self._held = bytes(self._held), bytearray()
             self.data_received(held)  # which also wakes the parser, where it has kept something
             if self._surplus and not self._messages:
                 self._await_head()
-        if not cast(Sent, result[0]).keep_alive:
-            self._see_off()
-        return result
+        if not request.complete() and not self._force_close:
+            keep_alive = await request.pass_over() and keep_alive
+        return keep_alive and not self._deaf
+
+    async def _next(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
+        """Return the next request, or what came in its place, and its body."""
+        if not self._messages:
+            self._keepalive = True
+            self._next_keepalive_close_time = ends = self._loop.time() + KEEPALIVE_SECONDS
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message, payload = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return message, payload
+
+    async def _answer(self, request: Request) -> bool:
+        self._request_in_progress = True
+        self._current_request = cast(web.BaseRequest, request)
+        try:
+            if request.complete():
+                self.watch()
+            elif self._held:
+                held, self._held = bytes(self._held), bytearray()
+                self._take_body(held)
+            return await self._answering.handle(request)
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
 
     def force_close(self) -> None:
         """Close, but not at the mercy of a client that never takes its last bytes."""
@@ -485,25 +531,6 @@ class Handler(RequestHandler):
         transport = self.transport
         if transport is not None and transport.get_write_buffer_size():
             self._loop.call_later(1.0, _give_up_on, transport, self._loop)
-
-    def _make_error_handler(
-        self, err_info: _ErrInfo
-    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        async def handler(request: web.BaseRequest) -> web.StreamResponse:
-            sent = self._answering.malformed(cast(Any, request), _malformed(err_info))
-            return cast(web.StreamResponse, sent)
-
-        return handler
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Say nothing: the frame has answered and logged whatever there was to say."""
-        return cast(web.StreamResponse, Sent(keep_alive=False))
 
     def _await_head(self) -> None:
         if self._head_bytes > HEAD_BYTES:
@@ -529,7 +556,6 @@ class Server(web.Server):
     def __init__(self, answering: Answering) -> None:
         super().__init__(
             cast(Any, answering.handle),
-            request_factory=cast(Any, Request),
             handler_cancellation=True,
         )
         self._answering = answering

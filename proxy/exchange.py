@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from proxy.dialects import Dialect
 from proxy.errors import Outcome, printable
-from proxy.headers import Pair
+from proxy.headers import Headers, Pair
 from proxy.keys import Key
 from proxy.routes import Route, Upstream
 
@@ -71,7 +71,7 @@ class Exchange:
     method: str
     path: str
     query: str
-    headers: tuple[Pair, ...]
+    headers: Headers
     http10: bool
     client_ip: str | None
     received: float

@@ -35,7 +35,6 @@ from proxy.errors import (
 from proxy.exchange import Exchange
 from proxy.form import boundary_of
 from proxy.form import find_model as find_in_form
-from proxy.headers import find
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
 from proxy.outbound import CHUNKED, keys_in, length, tokens_of, without_keys
@@ -138,7 +137,7 @@ class Forward:
         upload, framing = None, b""
         if size is None:
             framing = CHUNKED
-        elif find(exchange.headers, b"content-length") is not None:
+        elif b"content-length" in exchange.headers.first:
             framing = length(size)  # else a GET says nothing of a body that it does not have
         if size != 0:
             upload = Upload(lambda: inbound.receive(exchange), chunked=size is None)
@@ -249,10 +248,11 @@ class Forward:
             key = keys.find(presented)
             if key is None:
                 refusal = refusal or "The API key is not valid."
-            elif key.expired(datetime.now(UTC)):
+            elif key.expires is not None and key.expired(datetime.now(UTC)):
                 refusal = f'The key "{key.name}" has expired.'
             else:
-                exchange.query = without_keys(exchange.query, keys)
+                if exchange.query:
+                    exchange.query = without_keys(exchange.query, keys)
                 return key
         if refusal is None:
             wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
@@ -281,7 +281,9 @@ class Forward:
         exchange.route = route
         switch = route.switch
         groups = route.groups if switch is None else switch.choose(exchange.headers)
-        targets = [target for group in groups for target in group.targets]
+        targets: Sequence[Target] = groups[0].targets
+        if len(groups) > 1:
+            targets = [target for group in groups for target in group.targets]
         upstream, dialect = targets[0].upstream, exchange.dialect
         assert dialect is not None
         exchange.upstream = upstream
@@ -349,8 +351,8 @@ class Forward:
 
 def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:
     """Yield whatever *exchange* presents as a key, where *surface* accepts one."""
-    for name, value in exchange.headers:
-        name = name.lower()
+    headers = exchange.headers
+    for name, (_, value) in zip(headers.names, headers, strict=True):
         if name in surface.accept:
             yield _token(value) if name == b"authorization" else value
     if exchange.dialect is REALTIME and b"authorization" in surface.accept:
@@ -370,8 +372,8 @@ def _token(value: bytes) -> bytes:
 
 
 def _refuse_encoded(exchange: Exchange) -> None:
-    for name, coding in exchange.headers:
-        if name.lower() == b"content-encoding" and coding.lower() not in (b"", b"identity"):
+    for coding in exchange.headers.every(b"content-encoding"):
+        if coding.lower() not in (b"", b"identity"):
             message = "Request bodies must not be compressed: send no Content-Encoding."
             raise ProxyError(UNSUPPORTED_ENCODING, message)
 
@@ -414,7 +416,7 @@ def _find(exchange: Exchange, body: bytes) -> Found:
             return Found(model_in_path(suffix), 0, 0, streams(suffix))
         if dialect.carries == "query":
             return Found(model_in_query(exchange.query), 0, 0, stream=False)
-        boundary = boundary_of(find(exchange.headers, b"content-type") or b"")
+        boundary = boundary_of(exchange.headers.first.get(b"content-type", b""))
         return find_model(body) if boundary is None else find_in_form(body, boundary)
     except BodyError as error:
         raise error.told() from None

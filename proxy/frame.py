@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from proxy.admission import Gate
 from proxy.dialects import shape_of
-from proxy.edge import Request, Sent, respond
+from proxy.edge import Request, respond
 from proxy.errors import (
     BAD_REQUEST,
     CLIENT_GONE,
@@ -24,7 +24,7 @@ from proxy.errors import (
     render,
 )
 from proxy.exchange import Exchange, Ids
-from proxy.headers import Pair, find
+from proxy.headers import Headers, Pair
 from proxy.sinks import Log
 from proxy.surfaces import Located, Surface, host_name, is_address, is_unsafe
 
@@ -44,7 +44,13 @@ class Endpoint:
     upgrades: bool = False
 
 
-Find = Callable[[str, str], tuple[Endpoint, Located | None] | None]
+Place = tuple[Endpoint, Located | None]
+"""What answers, and where the path stands."""
+
+PLACES = 1000
+"""So many paths are known by heart."""
+
+Find = Callable[[str, str], Place | None]
 """Returns what answers a method at a raw path, and where that path stands, or None."""
 
 
@@ -56,15 +62,15 @@ PREFLIGHT = Endpoint(("OPTIONS",), _answer_preflight, always_open=True)
 """Answers a browser that asks whether a page may call (WHATWG Fetch section 4.8)."""
 
 
-def _cors(origin: bytes, headers: Iterable[Pair]) -> tuple[Pair, ...]:
+def _cors(origin: bytes, headers: Headers) -> tuple[Pair, ...]:
     """Return the headers that let a page of *origin* call us, and read the answer."""
-    wanted = find(headers, b"access-control-request-headers")
+    wanted = headers.first.get(b"access-control-request-headers")
     added: list[Pair] = [
         (b"Access-Control-Allow-Origin", origin),
         (b"Vary", b"Origin"),
         (b"Access-Control-Expose-Headers", b"x-trunkline-id, x-request-id, retry-after"),
     ]
-    if find(headers, b"access-control-request-method") is not None:
+    if b"access-control-request-method" in headers.first:
         added += [
             (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE"),
             (b"Access-Control-Max-Age", b"600"),
@@ -93,34 +99,36 @@ class Frame:
         self._log = log
         self._sessions = sessions
         self._clock = clock
+        self._places: dict[tuple[str, str], Place] = {}  # what was found before
+        self._host: bytes | None = None  # the last one that was good
 
-    async def handle(self, request: Request) -> Sent:
-        """Answer one request, whatever it is, and leave one record of it."""
+    async def handle(self, request: Request) -> bool:
+        """Answer one request, whatever it is, and leave one record of it; return whether the client's
+        connection may be used again.
+        """
         exchange = self._begin(request)
         self._sessions.add(exchange)
         try:
             endpoint = self._endpoint(exchange, request)
-            keep_alive = await endpoint.handle(exchange, request)
+            return await endpoint.handle(exchange, request)
         except ProxyError as error:
-            keep_alive = self._refuse(exchange, request, error)
+            return self._refuse(exchange, request, error)
         except asyncio.CancelledError:
             self._cancelled(exchange, request)
             raise
         except Exception:  # noqa: BLE001 - the one place where nothing may escape
             self._log.events.exception("internal_error", request_id=exchange.id)
             internal = ProxyError(INTERNAL, "Something went wrong inside the proxy.", close=True)
-            keep_alive = self._refuse(exchange, request, internal)
+            return self._refuse(exchange, request, internal)
         finally:
             self._settle(exchange)
-        return Sent(keep_alive)
 
-    def malformed(self, request: Request, error: ProxyError) -> Sent:
+    def malformed(self, request: Request, error: ProxyError) -> None:
         """Answer what could not be parsed as a request."""
         exchange = self._begin(request)
         exchange.method = exchange.path = ""
         self._refuse(exchange, request, error)
         self._settle(exchange)
-        return Sent(keep_alive=False)
 
     def _begin(self, request: Request) -> Exchange:
         message = request.message
@@ -132,7 +140,7 @@ class Frame:
             method=message.method,
             path=path,
             query=query,
-            headers=tuple(message.raw_headers),
+            headers=Headers(message.raw_headers),
             http10=request.http10,
             client_ip=self._client_ip(peer, message.raw_headers),
             received=self._clock(),
@@ -160,15 +168,15 @@ class Frame:
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
         self._check_form(exchange, request)
-        expect = None if exchange.http10 else find(exchange.headers, b"expect")
+        expect = None if exchange.http10 else exchange.headers.first.get(b"expect")
         if expect is not None:
             request.expect_continue()
-        origin = find(exchange.headers, b"origin")
+        origin = exchange.headers.first.get(b"origin")
         if origin is not None and origin.decode("latin-1") in self.surface.cors:
             exchange.added = _cors(origin, exchange.headers)
             if exchange.method == "OPTIONS":
                 return PREFLIGHT
-        found = self._find(exchange.method, exchange.path)
+        found = self._look_up(exchange.method, exchange.path)
         if request.message.upgrade and (found is None or not found[0].upgrades):
             raise ProxyError(BAD_REQUEST, "There is no upgrade to another protocol here.")
         if found is None:
@@ -190,23 +198,33 @@ class Frame:
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         return endpoint
 
+    def _look_up(self, method: str, path: str) -> Place | None:
+        found = self._places.get((method, path))
+        if found is None:
+            found = self._find(method, path)
+            if found is not None and len(self._places) < PLACES:
+                self._places[method, path] = found
+        return found
+
     def _check_form(self, exchange: Exchange, request: Request) -> None:
         """Refuse what the parser lets through and two readers could take for two things."""
         message = request.message
-        host = find(exchange.headers, b"host")
-        if host is None:
-            name = "" if exchange.http10 else None
-        else:
-            name = host_name(host.decode("latin-1"))
-        if name is None:
-            raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
-        if tuple(message.version) not in ((1, 1), (1, 0)):
+        host = exchange.headers.first.get(b"host")
+        if host is None or host != self._host:
+            if host is None:
+                valid = exchange.http10
+            else:
+                valid = host_name(host.decode("latin-1")) is not None
+            if not valid:
+                raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
+            self._host = host
+        if message.version not in ((1, 1), (1, 0)):
             raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
         if message.method == "CONNECT":
             raise ProxyError(BAD_REQUEST, "CONNECT is not supported.")
         if exchange.http10 and message.chunked:
             raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
-        coding = find(exchange.headers, b"transfer-encoding")
+        coding = exchange.headers.first.get(b"transfer-encoding")
         if coding is not None and coding.lower() != b"chunked":
             raise ProxyError(BAD_REQUEST, "The only transfer coding is chunked.")
         if not exchange.path.startswith("/"):
@@ -218,7 +236,8 @@ class Frame:
             if scheme.lower() not in ("http", "https") or not slashes or not ours:
                 raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
             exchange.path = slash + path
-        if is_unsafe(exchange.path) or "#" in message.path:
+        known = (exchange.method, exchange.path) in self._places
+        if (not known and is_unsafe(exchange.path)) or "#" in message.path:
             raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
 
     def _check_upgrade(self, exchange: Exchange, request: Request) -> None:
@@ -226,7 +245,7 @@ class Frame:
         if not request.message.upgrade or exchange.http10:  # RFC 9110 section 7.8
             wanted = (("Upgrade", "websocket"),)
             raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
-        protocol = find(exchange.headers, b"upgrade") or b""
+        protocol = exchange.headers.first.get(b"upgrade", b"")
         if protocol.lower() != b"websocket" or request.length != 0:
             raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, without a body.")
 
@@ -234,8 +253,8 @@ class Frame:
         """Refuse what a web page could make a browser send to a surface that asks for no key."""
         local = request.sockname
         address = local[0] if isinstance(local, tuple) else ""
-        host = (find(exchange.headers, b"host") or b"").decode("latin-1")
-        origin = find(exchange.headers, b"origin")
+        host = exchange.headers.first.get(b"host", b"").decode("latin-1")
+        origin = exchange.headers.first.get(b"origin")
         hosts = [host] if host else []
         if origin is not None and origin.decode("latin-1") not in self.surface.cors:
             hosts.append(origin.decode("latin-1").partition("://")[2])

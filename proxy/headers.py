@@ -11,6 +11,29 @@ from collections.abc import Iterable
 Pair = tuple[bytes, bytes]
 """A header as it stood on the wire: name and value."""
 
+
+class Headers(tuple[Pair, ...]):
+    """The headers of one message, as they stood on the wire. *names* are theirs in lower case, *first*
+    is the value of the first header of each name.
+    """
+
+    names: list[bytes]
+    first: dict[bytes, bytes]
+
+    def __init__(self, pairs: Iterable[Pair] = ()) -> None:
+        self.names = names = [name.lower() for name, _ in self]
+        self.first = first = {}
+        for name, pair in zip(names, self, strict=True):
+            if name not in first:
+                first[name] = pair[1]
+
+    def every(self, name: bytes) -> list[bytes]:
+        """Return the values of all headers called *name* (lower case)."""
+        if name not in self.first:
+            return []
+        return [pair[1] for other, pair in zip(self.names, self, strict=True) if other == name]
+
+
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -39,6 +62,7 @@ _REQUEST_DROPPED = HOP_BY_HOP | {
     b"via",
     b"cookie",
 }
+_REQUEST_DROPPED_KEYS = _REQUEST_DROPPED | CLIENT_CREDENTIALS
 _RESPONSE_DROPPED = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 
@@ -50,37 +74,36 @@ def outbound(
     *drop* names (lower case) what will be replaced: headers the upstream's table sets, and
     `accept-encoding` on a stream. With *passthrough* the client's own credentials stay.
     """
-    client = tuple(client)
-    removed = _REQUEST_DROPPED | drop
-    if not passthrough:
-        removed |= CLIENT_CREDENTIALS
-    nominated = _nominated(client)
-    if nominated:
-        removed |= nominated
-    kept = []
-    for pair in client:
-        name = pair[0].lower()
-        if name not in removed and not name.startswith(b"x-forwarded-"):
-            kept.append(pair)
-    return kept
+    if not isinstance(client, Headers):
+        client = Headers(client)
+    removed = _REQUEST_DROPPED if passthrough else _REQUEST_DROPPED_KEYS
+    if not drop <= removed:
+        removed |= drop
+    if b"connection" in client.first:
+        removed |= _nominated(client)
+    return [
+        pair
+        for name, pair in zip(client.names, client, strict=True)
+        if name not in removed and not name.startswith(b"x-forwarded-")
+    ]
 
 
 def inbound(upstream: Iterable[Pair], *, drop: frozenset[bytes] = frozenset()) -> list[Pair]:
     """Return the upstream's headers that go to the client, in their order."""
-    upstream = tuple(upstream)
-    removed = _RESPONSE_DROPPED | drop
-    nominated = _nominated(upstream)
-    if nominated:
-        removed |= nominated
-    return [pair for pair in upstream if pair[0].lower() not in removed]
+    if not isinstance(upstream, Headers):
+        upstream = Headers(upstream)
+    removed = _RESPONSE_DROPPED | drop if drop else _RESPONSE_DROPPED
+    if b"connection" in upstream.first:
+        removed |= _nominated(upstream)
+    return [
+        pair for name, pair in zip(upstream.names, upstream, strict=True) if name not in removed
+    ]
 
 
-def _nominated(pairs: Iterable[Pair]) -> frozenset[bytes]:
+def _nominated(headers: Headers) -> frozenset[bytes]:
     """Return the names that any `Connection` line declares to be for this hop only."""
-    lines = [value for name, value in pairs if name.lower() == b"connection"]
-    if not lines:
-        return frozenset()
-    return frozenset(token.strip().lower() for line in lines for token in line.split(b","))
+    lines = headers.every(b"connection")
+    return frozenset([token.strip().lower() for line in lines for token in line.split(b",")])
 
 
 def find(pairs: Iterable[Pair], name: bytes) -> bytes | None:

@@ -5,6 +5,7 @@ everything ends at once. SIGHUP reads the file anew.
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from proxy.server import CannotListen, Running, serve
 from proxy.transport import in_thread
 
 AIOHTTP_FLOOR = (3, 14, 5)
+GARBAGE = (5_000, 20, 50)
+"""How many new objects, and rounds, until cycles are looked for: a request makes hardly any."""
 
 
 class CannotStart(Exception):
@@ -76,6 +79,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _note(running, context))
     _announce(running)
+    gc.freeze()  # what is here by now stays: it need not be looked at again and again
+    gc.set_threshold(*GARBAGE)
     reloading = loop.create_task(_reload_for_ever(running, reload, again))
     await stop.wait()
     reloading.cancel()

@@ -24,7 +24,6 @@ from proxy.errors import (
     UpstreamFailure,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import find
 from proxy.hints import retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_plain, is_stream
@@ -102,19 +101,13 @@ class Asked:
             if dialect is not REALTIME:
                 framing = length(sum(len(piece) for piece in content))
         to = address(target.upstream, dialect, suffix, query)
-        first = head(
-            exchange.method,
-            to,
-            target.upstream,
-            choice.credential,
+        signature = choice.signature(
             dialect,
-            exchange.headers,
             stream=exchange.stream or exchange.echo is not None,  # no name fits into gzip
             passthrough=self.passthrough,
-            framing=framing,
             hidden=self._hidden(target.upstream),
         )
-        return to, [first, *content]
+        return to, [head(exchange.method, to, signature, exchange.headers, framing), *content]
 
     def _hidden(self, upstream: Upstream) -> bytes | None:
         """Return the header, in lower case, that chose the route and is nobody else's business."""
@@ -209,7 +202,7 @@ class _Opening:
         self._spent: list[Target | Upstream] = []  # what must not be asked again
 
     async def run(self) -> Opened:
-        choice = self._first()
+        choice = self._only() or self._first()
         self._deadline = self._end_of_patience(choice.target)
         try:
             return await self._attempt(choice)
@@ -241,7 +234,7 @@ class _Opening:
         """Return when an answer must have begun: before the route's time is up, and the SDK's."""
         exchange = self._asked.exchange
         limits = [target.retry.deadline, target.timeouts.total]
-        told = find(exchange.headers, b"x-stainless-read-timeout")
+        told = exchange.headers.first.get(b"x-stainless-read-timeout")
         if told is not None and len(told) < 16 and told.replace(b".", b"", 1).isdigit():
             seconds = float(told)
             limits.append(max(seconds - MARGIN_SECONDS, seconds / 2))
@@ -252,7 +245,7 @@ class _Opening:
         return None if self._deadline is None else self._deadline - self._clock()
 
     def _make_trip(self, failed: Failed) -> Trip:
-        count = find(self._asked.exchange.headers, b"x-stainless-retry-count")
+        count = self._asked.exchange.headers.first.get(b"x-stainless-retry-count")
         resent = count is not None and count not in (b"", b"0")
         trip = Trip(
             failed.choice.target.retry,
@@ -281,7 +274,7 @@ class _Opening:
     def _order(self, group: Group) -> list[Target]:
         opener, stick = self._opener, None
         if group.sticky is not None:
-            stick = find(self._asked.exchange.headers, group.sticky)
+            stick = self._asked.exchange.headers.first.get(group.sticky)
         return order(group, opener.scores, stick, opener.chance)
 
     def _will_do(self, target: Target) -> bool:
@@ -296,6 +289,17 @@ class _Opening:
         if len(choices) == 1 or self._asked.passthrough:
             return [choices[0]]
         return sorted(choices, key=lambda choice: choice.health.used)
+
+    def _only(self) -> Choice | None:
+        """Return where the first attempt goes, where there is but one place, and nothing against it."""
+        groups, asked = self._asked.groups, self._asked
+        if len(groups) != 1 or len(groups[0].targets) != 1:
+            return None
+        target = groups[0].targets[0]
+        choices = self._opener.scores.choices(target)
+        if len(choices) != 1 or not self._will_do(target) or not _known(choices[0], asked):
+            return None
+        return choices[0] if choices[0].health.ready(self._clock()) else None
 
     def _first(self) -> Choice:
         """Return where the first attempt goes. Raises `ProxyError` where there is nowhere to go."""

@@ -7,7 +7,7 @@ reaches the target, and nothing at all reaches the host.
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
@@ -37,50 +37,83 @@ def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Ad
     return Addressed(base, target)
 
 
-def head(
-    method: str,
-    to: Addressed,
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What is added to the head of a request, as *lines*, and what of the client's has to go: *drop*,
+    and with *tokens* the keys among its subprotocols. *defaults* are added where it sent none. It holds as
+    long as the credential is of this *version*.
+    """
+
+    version: int
+    lines: bytes = field(repr=False)
+    drop: frozenset[bytes]
+    defaults: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    passthrough: bool
+    tokens: bool
+
+
+def sign(
     upstream: Upstream,
     credential: Credential | None,
     dialect: Dialect,
-    client: Iterable[Pair],
     *,
     stream: bool,
     passthrough: bool,
-    framing: bytes,
     hidden: bytes | None = None,
-) -> bytes:
-    """Write the head of the request: copy the *client*'s headers, strip, then sign.
+) -> Signature:
+    """Return what a request of *dialect* is signed with: the same for all, until the credential changes.
 
-    *hidden* names, in lower case, a header of the client's that does not go there. *framing* are the header lines that say where the request ends, or what it turns into.
+    *hidden* names, in lower case, a header of the client's that does not go there.
     """
     pairs = list(upstream.headers)
     if stream:
         pairs = [pair for pair in pairs if pair[0].lower() != _ACCEPT_ENCODING]
         pairs.append(_IDENTITY)
+    version = 0
     if credential is not None and not passthrough:
+        version = credential.secret.version
         pairs.append(credential.line(dialect.name))
     drop = frozenset([name.lower() for name, _ in pairs])
-    stripped = drop if hidden is None else drop | {hidden}
-    kept = outbound(client, drop=stripped, passthrough=passthrough)
-    if dialect is REALTIME and not passthrough:
+    defaults = [
+        (name.lower(), lines([(name, value)]))
+        for name, value in upstream.defaults.get(dialect.name, ())
+        if name.lower() not in drop
+    ]
+    return Signature(
+        version=version,
+        lines=lines(pairs),
+        drop=drop if hidden is None else drop | {hidden},
+        defaults=tuple(defaults),
+        passthrough=passthrough,
+        tokens=dialect is REALTIME and not passthrough,
+    )
+
+
+def head(
+    method: str, to: Addressed, signature: Signature, client: Iterable[Pair], framing: bytes
+) -> bytes:
+    """Write the head of the request: copy the *client*'s headers, strip, then sign.
+
+    *framing* are the header lines that say where the request ends, or what it turns into.
+    """
+    kept = outbound(client, drop=signature.drop, passthrough=signature.passthrough)
+    if signature.tokens:
         kept = _without_token(kept)
-    for default in upstream.defaults.get(dialect.name, ()):
-        name = default[0].lower()
-        if name not in drop and find(kept, name) is None:
-            pairs.append(default)
-    target, hop = to.target, ""
+    added = signature.lines
+    for name, line in signature.defaults:
+        if find(kept, name) is None:
+            added += line
+    target, hop = to.target, b""
     origin = to.base.origin
     if origin.proxy is not None and origin.scheme == "http":
         target = f"http://{origin.authority}{target}"  # RFC 9112 section 3.2.2
-        hop = proxy_authorization(origin)
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b%b\r\n" % (
-        method.encode("ascii"),
-        target.encode("utf-8", "surrogateescape"),
-        origin.authority.encode("ascii"),
-        hop.encode("ascii"),
+        hop = proxy_authorization(origin).encode("ascii")
+    first = f"{method} {target} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+    return b"%b%b%b%b%b\r\n" % (
+        first.encode("utf-8", "surrogateescape"),
+        hop,
         lines(kept),
-        lines(pairs),
+        added,
         framing,
     )
 
@@ -137,8 +170,6 @@ def keys_in(query: str) -> Iterator[bytes]:
 
 def without_keys(query: str, keys: KeyRing) -> str:
     """Return *query* less the `key` parameters that hold a key of ours, untouched otherwise."""
-    if not query:
-        return query
     return "&".join(part for part in query.split("&") if not _is_key(part, keys))
 
 

@@ -27,7 +27,7 @@ from proxy.errors import (
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import Pair, find, inbound, lines
+from proxy.headers import Headers, inbound, lines
 from proxy.routes import Timeouts
 from proxy.sse import Tap
 
@@ -247,18 +247,19 @@ class Relay:
             self._echo = Echo(self._asked, stream=self._tap is not None)
             drop = frozenset({_LENGTH})
         pairs = inbound(headers, drop=drop)
+        there = headers if len(pairs) == len(headers) else Headers(pairs)
         identity = exchange.id.encode("ascii")
-        theirs = find(pairs, b"x-request-id") or find(pairs, b"request-id")
+        theirs = there.first.get(b"x-request-id") or there.first.get(b"request-id")
         exchange.upstream_request_id = theirs.decode("latin-1") if theirs else None
         pairs.append((b"x-trunkline-id", identity))
-        if find(pairs, b"x-request-id") is None:
+        if b"x-request-id" not in there.first:
             pairs.append((b"x-request-id", identity))
         if self._tap is not None:
-            if find(pairs, b"x-accel-buffering") is None:
+            if b"x-accel-buffering" not in there.first:
                 pairs.append((b"X-Accel-Buffering", b"no"))
-            if find(pairs, b"cache-control") is None:
+            if b"cache-control" not in there.first:
                 pairs.append((b"Cache-Control", b"no-cache"))
-        if find(pairs, _LENGTH) is None and status not in BODILESS:
+        if _LENGTH not in there.first and status not in BODILESS:
             if exchange.http10:
                 self.keep_alive = False
             else:
@@ -378,20 +379,23 @@ class Relay:
         self._out.abort()  # its buffer is full of what nobody takes
 
 
-def is_stream(headers: list[Pair]) -> bool:
+def is_stream(headers: Headers) -> bool:
     """Return whether *headers* announce a stream of events."""
-    kind = find(headers, b"content-type")
-    return kind is not None and kind.split(b";")[0].strip().lower() == b"text/event-stream"
+    return _kind(headers) == b"text/event-stream"
 
 
-def _has_model(headers: list[Pair]) -> bool:
-    kind = (find(headers, b"content-type") or b"").split(b";")[0].strip().lower()
-    return kind in (b"application/json", b"text/event-stream")
+def _has_model(headers: Headers) -> bool:
+    return _kind(headers) in (b"application/json", b"text/event-stream")
 
 
-def is_plain(headers: list[Pair]) -> bool:
+def _kind(headers: Headers) -> bytes:
+    """Return the media type that *headers* announce, in lower case."""
+    return headers.first.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def is_plain(headers: Headers) -> bool:
     """Return whether what *headers* announce can be read as it is."""
-    coding = find(headers, b"content-encoding")
+    coding = headers.first.get(b"content-encoding")
     return coding is None or coding.strip().lower() == b"identity"
 
 

@@ -26,13 +26,14 @@ class Origin:
     port: int
     proxy: str | None = field(default=None, repr=False)
     ca: str | None = None
+    authority: str = field(init=False, compare=False, repr=False)
+    """The `Host` header's value (RFC 9110 section 7.2)."""
 
-    @property
-    def authority(self) -> str:
-        """Return the `Host` header's value (RFC 9110 section 7.2)."""
+    def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         usual = {"http": 80, "https": 443}.get(self.scheme)
-        return host if self.port == usual else f"{host}:{self.port}"
+        authority = host if self.port == usual else f"{host}:{self.port}"
+        object.__setattr__(self, "authority", authority)
 
 
 @dataclass(frozen=True, slots=True)

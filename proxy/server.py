@@ -17,7 +17,7 @@ from proxy import endpoints
 from proxy.admission import Gate
 from proxy.balance import Scores
 from proxy.config import Refresher, Snapshot
-from proxy.edge import Request, Sent, Server
+from proxy.edge import Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.exchange import Exchange
@@ -51,13 +51,13 @@ class Face:
         """Return whether no connection may be used for another request."""
         return self.left or self.frame.gate.draining
 
-    async def handle(self, request: Request) -> Sent:
-        """Answer one request, to its end, as the present snapshot says."""
+    async def handle(self, request: Request) -> bool:
+        """Answer one request, to its end, as the present snapshot says; see `Frame.handle`."""
         return await self.frame.handle(request)
 
-    def malformed(self, request: Request, error: ProxyError) -> Sent:
+    def malformed(self, request: Request, error: ProxyError) -> None:
         """Answer what could not be parsed as a request."""
-        return self.frame.malformed(request, error)
+        self.frame.malformed(request, error)
 
 
 @dataclass

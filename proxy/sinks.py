@@ -24,6 +24,8 @@ GATHER_SECONDS = 0.05
 
 Event = MutableMapping[str, Any]
 
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+
 
 class LineWriter:
     """Writes lines to the file descriptor *fd*, in order, on a thread; drops what does not fit.
@@ -110,7 +112,7 @@ class Log:
         if quiet and not self._debug:
             return
         level = "debug" if quiet else "info"
-        event = {"ts": _now(), "level": level, "event": "exchange", **record}
+        event = {"ts": datetime.now(UTC), "level": level, "event": "exchange", **record}
         lost = self._writer.dropped - self._reported
         if lost:
             event["log_lines_dropped"] = lost
@@ -123,19 +125,15 @@ class Log:
         raise structlog.DropEvent
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def _stamp(logger: LineWriter, method: str, event: Event) -> Event:
-    return {"ts": _now(), "level": method, "event": event.pop("event"), **event}
+    return {"ts": datetime.now(UTC), "level": method, "event": event.pop("event"), **event}
 
 
 def _json(event: Event) -> bytes:
     try:
-        return orjson.dumps(event, default=str) + b"\n"
+        return orjson.dumps(event, default=str, option=_OPTIONS)
     except TypeError:  # text that is not valid Unicode: whatever else, a log line must come out
-        return orjson.dumps(_clean(event)) + b"\n"
+        return orjson.dumps(_clean(event), option=_OPTIONS)
 
 
 def _text(text: str) -> bytes:
@@ -147,14 +145,15 @@ def _clean(value: Any) -> Any:
         return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    plain = isinstance(value, float | None) or (isinstance(value, int) and abs(value) < 2**63)
+    plain = isinstance(value, float | datetime | None)
+    plain = plain or (isinstance(value, int) and abs(value) < 2**63)
     return value if plain else _text(str(value)).decode()
 
 
 def _console(event: Event) -> bytes:
     """Render for a person at a terminal: one short line, the facts that matter."""
     rest = dict(event)
-    time, level = rest.pop("ts")[11:19], rest.pop("level")
+    time, level = rest.pop("ts").strftime("%H:%M:%S"), rest.pop("level")
     what = rest.pop("event")
     if what != "exchange":
         facts = " ".join(f"{key}={value}" for key, value in rest.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.edge import Request, Sent, Server
+from proxy.edge import Request, Server
 from proxy.errors import ProxyError
 from proxy.listening import CannotListen, Listener, listen
 from proxy.surfaces import Address
@@ -27,12 +27,12 @@ class Greeting:
 
     leaving = False
 
-    async def handle(self, request: Request) -> Sent:
+    async def handle(self, request: Request) -> bool:
         assert request.transport is not None
         request.transport.write(HELLO)
-        return Sent(keep_alive=True)
+        return True
 
-    def malformed(self, request: Request, error: ProxyError) -> Sent:
+    def malformed(self, request: Request, error: ProxyError) -> None:
         raise error
 
 

@@ -15,6 +15,7 @@ from proxy.outbound import (
     head,
     keys_in,
     length,
+    sign,
     tokens_of,
     without_keys,
 )
@@ -36,17 +37,15 @@ def written(
     framing: bytes = b"Content-Length: 12\r\n",
 ) -> bytes:
     upstream = upstream or Upstream("up", Base(ORIGIN, "/v1"), (BEARER,))
-    return head(
-        method,
-        address(upstream, dialect, "chat/completions", query),
+    signature = sign(
         upstream,
         upstream.credentials[0] if upstream.credentials else None,
         dialect,
-        client,
         stream=stream,
         passthrough=passthrough,
-        framing=framing,
     )
+    to = address(upstream, dialect, "chat/completions", query)
+    return head(method, to, signature, client, framing)
 
 
 def values(text: bytes, name: bytes) -> list[bytes]:

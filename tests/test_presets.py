@@ -13,7 +13,7 @@ from proxy.cli import main
 from proxy.config import Snapshot
 from proxy.config.presets import Preset, load
 from proxy.credentials import FORMS
-from proxy.outbound import address, head
+from proxy.outbound import address, head, sign
 from proxy.routes import Upstream
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
@@ -212,9 +212,8 @@ def sent(upstream: Upstream, name: str) -> tuple[str, dict[bytes, bytes]]:
     dialect = dialects.DIALECTS[name]
     to = address(upstream, dialect, SUFFIXES[name], "")
     credential = upstream.credentials[0] if upstream.credentials else None
-    text = head(
-        "POST", to, upstream, credential, dialect, [], stream=False, passthrough=False, framing=b""
-    )
+    signature = sign(upstream, credential, dialect, stream=False, passthrough=False)
+    text = head("POST", to, signature, [], b"")
     first, *rest = text.removesuffix(b"\r\n\r\n").split(b"\r\n")
     headers = dict(line.split(b": ", 1) for line in rest)
     assert len(headers) == len(rest)
@@ -291,17 +290,10 @@ def test_anthropic() -> None:
     }
     to = address(upstream, dialects.MESSAGES, "messages", "beta=true")
     client = [(b"Anthropic-Version", b"2026-10-21"), (b"anthropic-beta", b"a,b")]
-    text = head(
-        "POST",
-        to,
-        upstream,
-        upstream.credentials[0],
-        dialects.MESSAGES,
-        client,
-        stream=False,
-        passthrough=False,
-        framing=b"",
+    signature = sign(
+        upstream, upstream.credentials[0], dialects.MESSAGES, stream=False, passthrough=False
     )
+    text = head("POST", to, signature, client, b"")
     assert text == (
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.anthropic.com\r\n"
         b"Anthropic-Version: 2026-10-21\r\nanthropic-beta: a,b\r\nx-api-key: sk-1\r\n\r\n"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from proxy import sinks
 from proxy.config import load
 from proxy.exchange import Exchange
+from proxy.headers import Headers
 from proxy.server import serve
 from proxy.sinks import LineWriter, Log
 from tests.harness.client import Client, Pair, call, chat, request
@@ -309,7 +310,7 @@ def test_any_event(facts: dict[str, Any]) -> None:
 @given(st.text(max_size=40), st.text(max_size=40), TEXTS, st.none() | TEXTS, st.floats(0, 1e9))
 def test_any_exchange(path: str, model: str, sent: str, error: str | None, seconds: float) -> None:
     """Whatever was asked for, an exchange is one line of JSON, with all of its fields in order."""
-    exchange = Exchange("req_1", "main", "POST", path, "", (), False, None, 0.0)
+    exchange = Exchange("req_1", "main", "POST", path, "", Headers(), False, None, 0.0)
     exchange.model, exchange.model_sent, exchange.error = model, sent, error
     event = {"ts": "", "level": "info", "event": "exchange", **exchange.record(seconds)}
     read = orjson.loads(one_line(sinks._json(event)))

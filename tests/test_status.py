@@ -17,6 +17,7 @@ from proxy.config import Snapshot, load
 from proxy.endpoints import status
 from proxy.endpoints.status import Status
 from proxy.exchange import Exchange
+from proxy.headers import Headers
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -599,7 +600,9 @@ async def test_ready(upstream: Upstream) -> None:
 
 def test_session_without_attempt(tmp_path: Path) -> None:
     """An exchange that has not been read yet is told as such."""
-    exchange = Exchange("req_1", "main", "POST", "/CANARY", "CANARY", (), False, "1.2.3.4", 990.0)
+    exchange = Exchange(
+        "req_1", "main", "POST", "/CANARY", "CANARY", Headers(), False, "1.2.3.4", 990.0
+    )
     found = Status(snapshot_of(tmp_path, TWO), Scores(), {exchange}, 900.0, Clock()).told()
     assert found["sessions"] == [
         {

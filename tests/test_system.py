@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxy.edge import Request
 from proxy.endpoints import system
 from proxy.exchange import Exchange
+from proxy.headers import Headers
 from tests.harness.client import Client, Pair, call, request
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream
@@ -133,7 +134,7 @@ MOMENTS = st.integers(1_600_000_000_000_000, 4_000_000_000_000_000).map(
 def test_all_three_say_the_same(moment: datetime) -> None:
     """The three ways in which the time is told are of one moment, to the millisecond."""
     asking = Asking()
-    exchange = Exchange("req_1", "main", "GET", "/v1/time", "", (), False, None, 0.0)
+    exchange = Exchange("req_1", "main", "GET", "/v1/time", "", Headers(), False, None, 0.0)
     request: Request = asking  # type: ignore[assignment]  # as much of it as is used
     with pytest.raises(StopIteration):
         system.time(lambda: moment).handle(exchange, request).send(None)  # type: ignore[attr-defined]  # a coroutine

@@ -1287,7 +1287,7 @@ def test_heads_in_two_pieces(cut: int) -> None:
             connection.busy = True
             for piece in pieces:
                 connection.data_received(piece)
-        assert (split.status, split.reason, split.headers) == (200, b"OK", [SSE, CHUNKED])
+        assert (split.status, split.reason, split.headers) == (200, b"OK", (SSE, CHUNKED))
         assert whole.headers == split.headers
     finally:
         loop.close()

@@ -14,7 +14,7 @@ from proxy.errors import HOOK_FAILED, NOT_FOUND, STREAM_ERROR, STREAM_INCOMPLETE
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Endpoint
-from proxy.headers import find
+from proxy.headers import Headers
 from proxy.hooks import Hook, Message
 from proxy.sse import Tap, data_of
 from proxy.surfaces import Surface
@@ -44,10 +44,12 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
 
     async def handle(exchange: Exchange, request: Request) -> bool:
         hook = _find(snapshot.hooks, exchange.path.removeprefix("/hooks/"))
-        hook.admit(find(exchange.headers, b"authorization"))
+        hook.admit(exchange.headers.first.get(b"authorization"))
         body = await forward.read(exchange, request)
         message = hooks.read(body)
-        exchange.headers = ((b"Content-Type", b"application/json"),)  # nothing of theirs goes on
+        exchange.headers = Headers(
+            [(b"Content-Type", b"application/json")]
+        )  # nothing of theirs goes on
         exchange.dialect, exchange.suffix, exchange.query = CHAT, "chat/completions", ""
         exchange.stream = message.stream
         if message.stream:
