@@ -7,7 +7,7 @@ everything ends at once. SIGHUP reads the file anew.
 import asyncio
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import aiohttp
@@ -17,6 +17,8 @@ from aiohttp.http_parser import HttpRequestParser
 from proxy import __version__
 from proxy.config import ConfigError, Snapshot
 from proxy.server import CannotListen, Running, serve
+from proxy.sinks import Log
+from proxy.surfaces import Address
 from proxy.transport import in_thread
 
 AIOHTTP_FLOOR = (3, 14, 5)
@@ -28,14 +30,16 @@ class CannotStart(Exception):
     """The process cannot serve; the message says why, in one line."""
 
 
-def run(
-    snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Callable[[Running], None]
-) -> None:
+Ready = Callable[[Address], None]
+"""Is told the first address that is listened on, once it is."""
+
+
+def run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready) -> None:
     """Serve *snapshot* until a signal says to stop; tell *ready* when it begins.
 
     SIGHUP asks *reload* for another one (which raises `ConfigError`). Raises `CannotStart`.
     """
-    _check_parser()
+    check_parser()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(snapshot, reload, ready))
@@ -43,9 +47,7 @@ def run(
         raise CannotStart(str(error)) from None
 
 
-async def _run(
-    snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Callable[[Running], None]
-) -> None:
+async def _run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready) -> None:
     loop = asyncio.get_running_loop()
     stop, now, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -62,7 +64,7 @@ async def _run(
     try:
         async with serve(snapshot) as running:
             beginning = None
-            ready(running)
+            ready(running.addresses[snapshot.surfaces[0].name][0])
             await _serve(running, reload, stop, now, again)
     except asyncio.CancelledError:
         if not stop.is_set():
@@ -77,7 +79,8 @@ async def _serve(
     again: asyncio.Event,
 ) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: _note(running, context))
+    loop.set_exception_handler(lambda _, context: note(running.log, context))
+    loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
     _announce(running)
     gc.freeze()  # what is here by now stays: it need not be looked at again and again
     gc.set_threshold(*GARBAGE)
@@ -86,13 +89,26 @@ async def _serve(
     reloading.cancel()
     await asyncio.gather(reloading, return_exceptions=True)
     running.log.events.info("draining", inflight=running.gate.inflight)
-    drain = loop.create_task(_leave(running))
-    second = loop.create_task(now.wait())
-    await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, second):
-        task.cancel()
-    await asyncio.gather(drain, second, return_exceptions=True)
+    await unless(now, _leave(running))
     running.log.events.info("stopped")
+
+
+def _not_replaced(log: Log) -> None:
+    log.events.warning("not_replaced", reason="there is one process, and no worker to replace")
+
+
+async def unless(event: asyncio.Event, doing: Coroutine[Any, Any, None]) -> None:
+    """Wait until *doing* is done, or broken off since *event* is set."""
+    loop = asyncio.get_running_loop()
+    tasks = (loop.create_task(doing), loop.create_task(event.wait()))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if not tasks[0].cancelled():
+        tasks[0].result()
 
 
 async def _leave(running: Running) -> None:
@@ -112,38 +128,50 @@ async def _reload_for_ever(
         again.clear()
         try:
             await running.apply(await in_thread(reload))
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            running.log.events.error("reload_failed", file=error.file, problems=problems)
-        except (CannotListen, CannotStart) as error:
-            running.log.events.error("reload_failed", problems=[str(error)])
-        except Exception:  # noqa: BLE001 - whatever it is, what has served so far goes on
-            running.log.events.exception("reload_failed")
+        except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
+            report(running.log, error)
         else:
             _announce(running, "reloaded")
 
 
-def _note(running: Running, context: dict[str, Any]) -> None:
+def report(log: Log, error: Exception) -> None:
+    """Log that a reload came to nothing, by *error*."""
+    if isinstance(error, ConfigError):
+        problems = [str(problem) for problem in error.problems]
+        log.events.error("reload_failed", file=error.file, problems=problems)
+    elif isinstance(error, CannotListen | CannotStart):
+        log.events.error("reload_failed", problems=[str(error)])
+    else:
+        log.events.error("reload_failed", exc_info=error)
+
+
+def note(log: Log, context: dict[str, Any]) -> None:
     """Log what went wrong where nobody waited for it; asyncio would print it on stderr."""
-    running.log.events.error(
-        "loop_error", error=context.get("message"), exc_info=context.get("exception")
-    )
+    log.events.error("loop_error", error=context.get("message"), exc_info=context.get("exception"))
 
 
 def _announce(running: Running, event: str = "ready") -> None:
-    snapshot = running.snapshot
-    running.log.events.info(
+    addresses = [a for addresses in running.addresses.values() for a in addresses]
+    announce(running.log, running.snapshot, addresses, event)
+
+
+def announce(
+    log: Log, snapshot: Snapshot, addresses: Iterable[Address], event: str, **further: object
+) -> None:
+    """Log that *snapshot* is served from now on, at *addresses*."""
+    log.events.info(
         event,
         version=__version__,
         file=snapshot.file,
         digest=snapshot.digest[:12],
-        listen=[str(a) for addresses in running.addresses.values() for a in addresses],
+        listen=[str(address) for address in addresses],
         routes=len(snapshot.routes.routes),
         keys=len(snapshot.keys),
+        **further,
     )
 
 
-def _check_parser() -> None:
+def check_parser() -> None:
     """Refuse to start on a parser that is known to let two requests through as one.
 
     aiohttp falls back to pure Python without a word when its extension is missing, and that parser

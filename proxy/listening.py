@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,21 +37,47 @@ class Listener:
     address: Address
     server: Server
     _listening: _Listening
-    _lock: IO[str] | None = None
+    _bound: "Bound | None" = None
 
     @property
     def secure(self) -> bool:
         """Return whether TLS is spoken here."""
-        return isinstance(self._listening, _Reception)
+        return isinstance(self._listening, Reception) and self._listening.context is not None
+
+    @property
+    def greeting(self) -> bool:
+        """Return whether somebody's TLS handshake is under way."""
+        return isinstance(self._listening, Reception) and self._listening.greeting
 
     def renew(self, context: ssl.SSLContext) -> None:
         """Speak TLS by *context* with whoever connects from now on."""
-        assert isinstance(self._listening, _Reception)
+        assert isinstance(self._listening, Reception)
         self._listening.context = context
 
     def close(self) -> None:
         """Listen no longer; connections that are open stay so."""
         self._listening.close()
+        if self._bound is not None:
+            self._bound.release()
+
+
+@dataclass
+class Bound:
+    """A socket bound to *address*, the one with the port that it really has; a unix socket under its
+    *lock*.
+    """
+
+    address: Address
+    sock: socket.socket
+    _lock: IO[str] | None = None
+
+    def close(self) -> None:
+        """Be bound no longer."""
+        self.sock.close()
+        self.release()
+
+    def release(self) -> None:
+        """Leave the path of a unix socket to others; who listens has closed the socket itself."""
         if self._lock is not None:
             with suppress(FileNotFoundError):
                 Path(self.address.path).unlink()
@@ -60,22 +87,34 @@ class Listener:
 
 async def listen(server: Server, address: Address, tls: Tls | None = None) -> Listener:
     """Listen on *address*, with the certificate of *tls* if there is one. Raises `CannotListen`."""
+    context = None if tls is None else context_of(tls)
+    bound = bind(address)
     try:
-        context = None if tls is None else context_of(tls)
+        listening = await _serve(server, bound.sock, context, unix=bool(address.path))
+    except OSError as error:
+        bound.close()
+        raise _cannot_listen(address, error) from None
+    return Listener(bound.address, server, listening, bound)
+
+
+def bind(address: Address) -> Bound:
+    """Bind a socket to *address*. Raises `CannotListen`."""
+    try:
         if address.path:
             sock, lock = _unix_socket(address.path)
-            listening = await _serve(server, sock, context, unix=True)
-            return Listener(address, server, listening, lock)
+            return Bound(address, sock, lock)
         sock = _tcp_socket(address)
-        there = Address(address.host, sock.getsockname()[1])
-        listening = await _serve(server, sock, context, unix=False)
-        return Listener(there, server, listening)
+        return Bound(Address(address.host, sock.getsockname()[1]), sock)
     except (OSError, UnicodeError) as error:
-        # A resolver's error has a number below zero and a text; a UnicodeError is a host that none is.
-        reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, UnicodeError):
-            reason = "not a host name"
-        raise CannotListen(f"cannot listen on {address}: {reason.lower()}") from None
+        raise _cannot_listen(address, error) from None
+
+
+def _cannot_listen(address: Address, error: OSError | UnicodeError) -> CannotListen:
+    # A resolver's error has a number below zero and a text; a UnicodeError is a host that none is.
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, UnicodeError):
+        reason = "not a host name"
+    return CannotListen(f"cannot listen on {address}: {reason.lower()}")
 
 
 async def _serve(
@@ -84,18 +123,104 @@ async def _serve(
     loop = asyncio.get_running_loop()
     if context is not None:
         sock.listen(BACKLOG)
-        return _Reception(loop, server, sock, context)
+        return _OwnReception(loop, server, sock, context)
     if unix:
         return await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
     return await loop.create_server(server, sock=sock, backlog=BACKLOG)
 
 
-class _Reception:
-    """Takes connections, and hands them over when their TLS handshake is done.
+class Acceptor:
+    """Accepts what connects to the listening *sock*, while it is open, and has it *take*n."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        take: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._take = take
+        self._is_open = False
+
+    def open(self) -> None:
+        """Accept from now on."""
+        if not self._is_open and self._sock.fileno() >= 0:
+            self._is_open = True
+            self._loop.add_reader(self._sock.fileno(), self.accept)
+
+    def shut(self) -> None:
+        """Accept nobody for now: who connects has to wait."""
+        if self._is_open:
+            self._is_open = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def close(self) -> None:
+        """Accept nobody any more."""
+        self.shut()
+        self._sock.close()
+
+    def accept(self) -> None:
+        """Accept all who wait."""
+        for _ in range(BACKLOG):
+            if not self._is_open:
+                return
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no room for another one, for now
+                self.shut()
+                self._loop.call_later(PAUSE_SECONDS, self.open)
+                return
+            connection.setblocking(False)
+            self._take(connection)
+
+
+class Reception:
+    """Hands connections over to *server* when their TLS handshake is done, if *context* asks for one.
 
     The loop's own server does not tell which handshakes are under way, and one that never ends would
     keep the process from ending.
     """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, server: Server, context: ssl.SSLContext | None
+    ) -> None:
+        self._loop = loop
+        self._server = server
+        self.context = context
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def greeting(self) -> bool:
+        """Return whether a handshake is under way."""
+        return bool(self._tasks)
+
+    def take(self, connection: socket.socket) -> None:
+        """Receive *connection*."""
+        greeting = self._greet(connection)
+        task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """End the handshakes that are under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _greet(self, connection: socket.socket) -> None:
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        seconds = None if self.context is None else HEAD_SECONDS
+        with suppress(OSError):  # of TLS and of time, too: whoever it was, has left
+            await self._loop.connect_accepted_socket(
+                self._server, connection, ssl=self.context, ssl_handshake_timeout=seconds
+            )
+
+
+class _OwnReception(Reception):
+    """One that accepts connections at *sock* itself."""
 
     def __init__(
         self,
@@ -104,48 +229,14 @@ class _Reception:
         sock: socket.socket,
         context: ssl.SSLContext,
     ) -> None:
-        self._loop = loop
-        self._server = server
-        self._sock = sock
-        self.context = context
-        self._greeting: set[asyncio.Task[None]] = set()
-        self._open()
+        super().__init__(loop, server, context)
+        self._acceptor = Acceptor(loop, sock, self.take)
+        self._acceptor.open()
 
     def close(self) -> None:
         """Take no further connection, and end the handshakes that are under way."""
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
-        for task in self._greeting:
-            task.cancel()
-
-    def _open(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.add_reader(self._sock.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(BACKLOG):
-            try:
-                connection, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError:  # no room for another one, for now
-                self._loop.remove_reader(self._sock.fileno())
-                self._loop.call_later(PAUSE_SECONDS, self._open)
-                return
-            connection.setblocking(False)
-            greeting = self._greet(connection)
-            task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
-
-    async def _greet(self, connection: socket.socket) -> None:
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(OSError):  # of TLS and of time, too: whoever it was, has left
-            await self._loop.connect_accepted_socket(
-                self._server, connection, ssl=self.context, ssl_handshake_timeout=HEAD_SECONDS
-            )
+        self._acceptor.close()
+        super().close()
 
 
 def context_of(tls: Tls) -> ssl.SSLContext:

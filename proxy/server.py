@@ -8,10 +8,11 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from proxy import endpoints
 from proxy.admission import Gate
@@ -28,11 +29,14 @@ from proxy.opening import Opener
 from proxy.relay import Relay
 from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
-from proxy.surfaces import Address, Surface
+from proxy.surfaces import Address, Surface, Tls
 from proxy.transport import Transport
 from proxy.tunnel import Tunnel
 
-__all__ = ["CannotListen", "Running", "serve"]
+__all__ = ["CannotListen", "Running", "open_log", "serve"]
+
+Listen = Callable[[Server, Address, Tls | None], Awaitable[Listener]]
+"""How an address is listened on. Raises `CannotListen`."""
 
 LAST_WORDS_SECONDS = 0.5
 FIRST_VALUES_SECONDS = 10.0
@@ -69,6 +73,8 @@ class Running:
     gate: Gate
     _transport: Transport
     _opener: Opener
+    _listen: Listen = listen
+    _everywhere: status.Everywhere | None = None
     _relays: set[Relay | Tunnel] = field(default_factory=set)
     _sessions: set[Exchange] = field(default_factory=set)
     _started: float = field(default_factory=time.monotonic)
@@ -110,7 +116,7 @@ class Running:
                         raise CannotListen(f"cannot listen on {address}: {why}")
                 else:
                     face = Face(frames[surface.name])
-                    opened[address] = await listen(Server(face), address, tls), face
+                    opened[address] = await self._listen(Server(face), address, tls), face
         except BaseException:
             refresher.close()
             for listener, _ in opened.values():
@@ -155,7 +161,7 @@ class Running:
         return refresher
 
     def _frame(self, surface: Surface, snapshot: Snapshot, forward: Forward) -> Frame:
-        told = status.Status(snapshot, self._opener.scores, self._sessions, self._started)
+        told = self._status(snapshot)
         find = endpoints.table(
             surface,
             snapshot.unrouted,
@@ -169,14 +175,21 @@ class Running:
                 "/health": health.endpoint(),
                 "/livez": health.endpoint(),
                 "/readyz": health.readiness(self.gate),
-                "/status": status.endpoint(forward, surface, told),
-                "/status/events": status.events(forward, surface, told),
+                "/status": status.endpoint(forward, surface, told, self._everywhere),
+                "/status/events": status.events(forward, surface, told, self._everywhere),
                 **{f"{base}/ping": system.ping() for base in (*surface.base_paths, "/v1") if base},
                 **{f"{base}/time": system.time() for base in (*surface.base_paths, "/v1") if base},
                 **(docs.endpoints(forward, surface, snapshot) if surface.docs else {}),
             },
         )
         return Frame(surface, find, self.gate, self.log, self._sessions)
+
+    def _status(self, snapshot: Snapshot) -> status.Status:
+        return status.Status(snapshot, self._opener.scores, self._sessions, self._started)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the status is made of."""
+        return self._status(self.snapshot).facts()
 
     def _leave(self, address: Address) -> None:
         """Listen no longer on *address*; what came in there is answered to its end."""
@@ -190,6 +203,22 @@ class Running:
     def _servers(self) -> Iterable[Server]:
         yield from (listener.server for listener, _ in self._listeners.values())
         yield from self._left
+
+    async def wind_down(self, seconds: float) -> None:
+        """Let every answer be the last one of its connection; give those who might be about to ask on a
+        connection that is open as yet *seconds* to do so.
+        """
+        for _, face in self._listeners.values():
+            face.left = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._awaited():  # noqa: ASYNC110 - of many things, none of which tells
+                    await asyncio.sleep(0.01)
+
+    def _awaited(self) -> bool:
+        """Return whether there are connections on which nothing is asked yet."""
+        greeting = any(listener.greeting for listener, _ in self._listeners.values())
+        return greeting or len(self._clients()) > self.gate.inflight
 
     async def drain(self, seconds: float | None) -> None:
         """Take nothing new; let what is running finish for *seconds*; then end it, and say so."""
@@ -250,18 +279,23 @@ async def _written(clients: list[asyncio.Transport]) -> None:
 
 
 @asynccontextmanager
-async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
-    """Serve *snapshot* for as long as the context lasts. Raises `CannotListen`."""
-    writer = LineWriter(log_fd)
-    console = snapshot.settings.log_format == "console" or (
-        snapshot.settings.log_format == "auto" and os.isatty(log_fd)
-    )
-    log = Log(writer, console=console, level=snapshot.settings.log_level)
+async def serve(
+    snapshot: Snapshot,
+    log_fd: int = 1,
+    *,
+    listen: Listen = listen,
+    everywhere: status.Everywhere | None = None,
+) -> AsyncIterator[Running]:
+    """Serve *snapshot* for as long as the context lasts. Raises `CannotListen`.
+
+    One of several workers is told how it is to *listen*, and how to say how it is *everywhere*.
+    """
+    log, writer = open_log(snapshot, log_fd, shared=everywhere is not None)
     sandbox = Sandbox()
     transport = Transport({"sandbox": sandbox.connect})
     gate = Gate(snapshot.settings.max_inflight, snapshot.settings.max_held)
     opener = Opener(transport, Scores(), log.events.warning)
-    running = Running(snapshot, log, gate, transport, opener)
+    running = Running(snapshot, log, gate, transport, opener, listen, everywhere)
     try:
         await running.apply(snapshot)
         yield running
@@ -269,6 +303,14 @@ async def serve(snapshot: Snapshot, log_fd: int = 1) -> AsyncIterator[Running]:
         await running.close()
         await sandbox.close()
         writer.close()
+
+
+def open_log(snapshot: Snapshot, fd: int, *, shared: bool) -> tuple[Log, LineWriter]:
+    """Return the log that *snapshot* asks for, and what writes it to *fd*."""
+    settings = snapshot.settings
+    writer = LineWriter(fd, shared=shared)
+    console = settings.log_format == "console" or (settings.log_format == "auto" and os.isatty(fd))
+    return Log(writer, console=console, level=settings.log_level), writer
 
 
 def _tell(loop: asyncio.AbstractEventLoop, log: Log, what: str, source: str, why: str) -> None:

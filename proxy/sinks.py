@@ -6,11 +6,13 @@ is ever noticed by a request.
 """
 
 import asyncio
+import fcntl
 import os
 import queue
 import select
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,11 +32,13 @@ _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 class LineWriter:
     """Writes lines to the file descriptor *fd*, in order, on a thread; drops what does not fit.
 
-    The next line that gets through says how many were lost.
+    The next line that gets through says how many were lost. Where *fd* is *shared* with other
+    processes, each waits for the others, since not every write into a pipe is one piece.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, shared: bool = False) -> None:
         self._fd = fd
+        self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._gathered: list[bytes] = []
         # Each counter has one writer: the first two the loop, the others the thread.
@@ -78,7 +82,8 @@ class LineWriter:
     def _run(self) -> None:
         while (lines := self._queue.get()) is not None:
             try:
-                self._write_all(memoryview(b"".join(lines)))
+                with _alone(self._fd) if self._shared else nullcontext():
+                    self._write_all(memoryview(b"".join(lines)))
             except OSError:
                 self._lost += len(lines)
             self._written += len(lines)
@@ -91,6 +96,18 @@ class LineWriter:
                 ready = select.poll()
                 ready.register(self._fd, select.POLLOUT)
                 ready.poll()
+
+
+@contextmanager
+def _alone(fd: int) -> Iterator[None]:
+    """Keep other processes from writing to *fd* meanwhile, where it can be locked at all."""
+    with suppress(OSError):
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.lockf(fd, fcntl.LOCK_UN)
 
 
 class Log:

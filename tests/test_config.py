@@ -121,6 +121,7 @@ HASH = "sha256:" + sha256(b"mobile").hexdigest()
 FULL: dict[str, Any] = {
     "server": {
         "max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s", "lame_duck": "250ms",
+        "workers": 2,
     },
     "defaults": {
         "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"},
@@ -410,7 +411,6 @@ def _upstream(snapshot: Snapshot, model: str = "m") -> Upstream:
 # Not built yet
 
 LATER: list[tuple[str, str]] = [
-    ("[server]\nworkers = 1", "server.workers"),
     ('[server]\ncontrol = "unix:/run/c"', "server.control"),
     ('[keys.k]\nsecret = "x"\nlimits = { rpm = 600 }', "keys.k.limits"),
     ('[store]\nurl = "memory://"', "store"),
@@ -513,7 +513,7 @@ def test_all_of_the_design(pem: Path, secret: Path) -> None:
     names = ("OPENAI_API_KEY", "CORP_KEY", "TEAM_KEY", "HOOK_ALERTS_SECRET")
     problems = told(toml, {name: f"{name}-secret" for name in names})
     assert set(problems) == {
-        "server.workers", "keys.mobile.limits", "store", "test",
+        "keys.mobile.limits", "store", "test",
     }  # fmt: skip
     assert all("not supported yet" in message for message in problems.values())
 
@@ -643,7 +643,7 @@ def test_every_problem_at_once() -> None:
 listen = "nowhere"
 max_body = "huge"
 lisen = 1
-workers = 2
+workers = 0
 [defaults]
 timeout = { idle = "soon" }
 [upstreams.corp]
@@ -871,6 +871,7 @@ FITS: dict[Node, tuple[type, ...]] = {
     ("server", "max_body"): (int,),
     ("server", "max_held"): (int,),
     ("server", "max_inflight"): (int,),
+    ("server", "workers"): (int,),
     ("defaults", "retry", "attempts"): (int,),
     ("defaults", "retry", "stale"): (bool,),
     ("defaults", "retry", "failover_5xx"): (bool,),
@@ -888,6 +889,20 @@ FITS: dict[Node, tuple[type, ...]] = {
     ("routes", "fast/*", "peek"): (bool,),
     ("keys", "mobile", "expires"): (date,),
 }
+
+
+@pytest.mark.parametrize(("written", "count"), [("1", 1), ("256", 256), ('"auto"', None)])
+def test_workers(written: str, count: int | None) -> None:
+    """There are so many workers, or one per core."""
+    snapshot = read(f"[server]\nworkers = {written}\n{ROUTES}")
+    assert snapshot.settings.workers == count
+
+
+@pytest.mark.parametrize("written", ["0", "257", "-1", "true", "2.0", '"2"', '"many"'])
+def test_no_number_of_workers(written: str) -> None:
+    """What is no number of workers is refused, with what would be one."""
+    problems = told(f"[server]\nworkers = {written}\n{ROUTES}")
+    assert problems == {"server.workers": 'must be a number from 1 to 256, or "auto"'}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in nodes(FULL)], ids=dotted)

@@ -398,14 +398,14 @@ def test_old_aiohttp(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """It does not start on an aiohttp that is known to be unsafe."""
     monkeypatch.setattr(aiohttp, "__version__", version)
     with pytest.raises(lifecycle.CannotStart, match=f"aiohttp {version} is too old"):
-        lifecycle._check_parser()
+        lifecycle.check_parser()
 
 
 @pytest.mark.parametrize("version", ["3.14.5", "3.15.0", "3.15.0a1", "4.0.0.dev1"])
 def test_newer_aiohttp(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """It starts on the oldest aiohttp that is known to be safe, and on all that came later."""
     monkeypatch.setattr(aiohttp, "__version__", version)
-    lifecycle._check_parser()
+    lifecycle.check_parser()
 
 
 async def test_ready_line(upstream: Upstream) -> None:

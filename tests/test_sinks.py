@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -316,3 +319,41 @@ def test_any_exchange(path: str, model: str, sent: str, error: str | None, secon
     read = orjson.loads(one_line(sinks._json(event)))
     assert list(read) == list(event)
     assert (read["model"], read["total_ms"]) == (model, event["total_ms"])
+
+
+# Several processes
+
+_WRITES = """
+import asyncio, sys
+from proxy.sinks import LineWriter
+
+async def main():
+    writer = LineWriter(1, shared=True)
+    for number in range(300):
+        length = 700 if number % 10 else 9000
+        writer.write(b'{"of":%s,"n":%d,"x":"%s"}\\n' % (sys.argv[1].encode(), number, b"x" * length))
+        if number % 50 == 0:
+            await asyncio.sleep(0.06)
+    writer.close(30)
+
+asyncio.run(main())
+"""
+
+
+def test_lines_of_several_processes() -> None:
+    """Processes that write to one pipe, which is full most of the time, do not tear each other's lines."""
+    reading, writing = os.pipe()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITES, str(number)], stdout=writing)
+        for number in range(3)
+    ]
+    os.close(writing)
+    pieces = []
+    while piece := os.read(reading, 3000):
+        pieces.append(piece)
+        time.sleep(0.001)  # slower than they write: the pipe fills up
+    os.close(reading)
+    assert [writer.wait(10) for writer in writers] == [0, 0, 0]
+    lines = [orjson.loads(line) for line in b"".join(pieces).splitlines()]
+    for of in range(3):
+        assert [line["n"] for line in lines if line["of"] == of] == [*range(300)]

@@ -616,3 +616,48 @@ def test_session_without_attempt(tmp_path: Path) -> None:
             "bytes_out": 0,
         }
     ]
+
+
+# Of several workers
+
+
+def facts(worker: int, state: str, answers: list[int], first: float | None) -> dict[str, Any]:
+    """Write what one worker tells, with one session."""
+    up = {"name": "up", "state": state, "in_flight": worker + 1, "error_rate": answers}
+    session = {"id": f"req_{worker}", "route": f"r{worker}", "upstream": "up"}
+    return {
+        "status": "ok",
+        "uptime_seconds": 1.0,
+        "active_sessions": 1,
+        "channels": [up | {"first_byte_ms": first}],
+        "sessions": [session],
+    }
+
+
+def test_merged() -> None:
+    """Counts add up, of states the worst is told and of times the best; each session says where it is."""
+    told = [facts(0, "ready", [6, 0], 20.0), facts(1, "open", [1, 3], None)]
+    workers: list[dict[str, Any]] = [
+        {"worker": n, "pid": 10 + n, "facts": f} for n, f in enumerate(told)
+    ]
+    workers.append({"worker": 2, "pid": 12, "facts": None})
+    found = status.shown(status.merged(told[1], workers, 12.34567), lambda route: route == "r1")
+    assert found == {
+        "status": "ok",
+        "uptime_seconds": 12.346,
+        "active_sessions": 2,
+        "channels": [
+            {
+                "name": "up",
+                "state": "open",
+                "in_flight": 3,
+                "error_rate": 0.3,
+                "first_byte_ms": 20.0,
+            }
+        ],
+        "sessions": [
+            {"id": "req_0", "route": None, "upstream": "up", "worker": 0},
+            {"id": "req_1", "route": "r1", "upstream": "up", "worker": 1},
+        ],
+        "workers": [{"worker": 0, "pid": 10}, {"worker": 1, "pid": 11}, {"worker": 2, "pid": 12}],
+    }

@@ -1,4 +1,4 @@
-"""The variables that a verb sees: the process's own, and those of `--env-file`."""
+"""The variables of `--env-file`, which a verb sees behind the process's own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from proxy.lifecycle import CannotStart
 
 
-def environ(process: Mapping[str, str], file: str | None) -> Mapping[str, str]:
-    """Return *process* over the variables of *file*. Raises `CannotStart`."""
+def variables(file: str | None) -> Mapping[str, str]:
+    """Return the variables of *file*, if there is one. Raises `CannotStart`."""
     if file is None:
-        return process
+        return {}
     try:
         lines = Path(file).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -26,4 +26,4 @@ def environ(process: Mapping[str, str], file: str | None) -> Mapping[str, str]:
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         values[name.strip()] = value
-    return {**values, **process}
+    return values

@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import sys
 from typing import Any
 
-from proxy import lifecycle
-from proxy.cli.environment import environ
+from proxy import lifecycle, supervisor, worker
+from proxy.cli.environment import variables
 from proxy.cli.welcome import welcome
-from proxy.config import Snapshot, load
-from proxy.server import Running
+from proxy.config import Snapshot, Source, fetch, load
+from proxy.config.units import workers
+from proxy.surfaces import Address
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -17,24 +19,53 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="listen here instead (the one or first surface)"
     )
+    parser.add_argument(
+        "--workers", metavar="N", type=_workers, help="so many processes; `auto`: one per core"
+    )
     parser.add_argument("--welcome", action="store_true", help="say first how to try it")
     parser.add_argument("--env-file", metavar="FILE", help="variables, one NAME=VALUE a line")
+    parser.add_argument("--worker", metavar="SEAT", type=worker.Seat.of, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve; returns when a signal has ended it."""
 
-    def read() -> Snapshot:
-        values = environ(os.environ, options.env_file)
-        return load(options.config, values, listen=options.listen)
+    def read() -> Source:
+        return Source(fetch(options.config), variables(options.env_file))
 
-    snapshot = read()
+    def make(source: Source) -> Snapshot:
+        values = {**source.variables, **os.environ}
+        return load(options.config, values, listen=options.listen, content=source.content)
 
-    def greet(running: Running) -> None:
+    if options.worker is not None:
+        worker.run(options.worker, make)
+        return 0
+    source = read()
+    snapshot = make(source)
+
+    def greet(first: Address) -> None:
         if options.welcome:
-            first = running.addresses[snapshot.surfaces[0].name][0]
             print(welcome(snapshot, first), flush=True)
 
-    lifecycle.run(snapshot, read, greet)
+    count = options.workers or snapshot.settings.workers or _cores()
+    if count == 1:
+        lifecycle.run(snapshot, lambda: make(read()), greet)
+    else:
+        command = (sys.executable, *sys.orig_argv[1:])  # with the interpreter's options
+        supervisor.run(supervisor.Plan(count, command, read, make), source, snapshot, greet)
     return 0
+
+
+def _workers(text: str) -> int:
+    try:
+        return workers(int(text) if text.isdecimal() else text) or _cores()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -19,7 +19,7 @@ from proxy.config.hooks import hooks_of
 from proxy.config.keys import keys_of
 from proxy.config.live import Live, Refresher
 from proxy.config.problems import ConfigError, Path, Problem, suggest
-from proxy.config.reading import Filler, read
+from proxy.config.reading import Filler, Source, fetch, parse
 from proxy.config.routes import Routes, unrouted_of
 from proxy.config.snapshot import Settings, Snapshot
 from proxy.config.surfaces import surfaces_of
@@ -27,15 +27,34 @@ from proxy.config.tables import BROUGHT, LATER, SHORT, File, Table
 from proxy.config.upstreams import Upstreams
 from proxy.routes import RouteTable
 
-__all__ = ["ConfigError", "Live", "Problem", "Refresher", "Settings", "Snapshot", "load"]
+__all__ = [
+    "ConfigError",
+    "Live",
+    "Problem",
+    "Refresher",
+    "Settings",
+    "Snapshot",
+    "Source",
+    "fetch",
+    "load",
+]
 
 
-def load(file: FilePath, environ: Mapping[str, str], *, listen: str | None = None) -> Snapshot:
+def load(
+    file: FilePath,
+    environ: Mapping[str, str],
+    *,
+    listen: str | None = None,
+    content: bytes | None = None,
+) -> Snapshot:
     """Read *file*, filling in references from *environ*. Raises `ConfigError` with every problem.
 
-    *listen* takes the place of what the one surface, or the first one, listens on.
+    *listen* takes the place of what the one surface, or the first one, listens on; *content* that of
+    what the file holds by now.
     """
-    written, content = read(file)
+    if content is None:
+        content = fetch(file)
+    written = parse(file, content)
     if listen is not None:
         _listen_on(written, listen)
     filler = Filler(environ)
@@ -74,6 +93,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             max_held=file.server.max_held,
             drain=file.server.drain,
             lame_duck=file.server.lame_duck,
+            workers=file.server.workers,
             log_format=file.log.format,
             log_level=file.log.level,
         ),

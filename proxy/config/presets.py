@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -27,6 +28,7 @@ class Preset:
     inferred: list[str] = field(default_factory=list)
 
 
+@cache  # a file of the package, read by everything that reads routes
 def load() -> dict[str, Preset]:
     """Return every preset by its name."""
     text = files("proxy.config").joinpath("presets.toml").read_text("utf-8")

@@ -7,6 +7,7 @@ quote the second, so that what an environment variable holds cannot appear in on
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,15 +21,27 @@ class Unset(Exception):
     """A reference that has no value; the message says which, and what would give it one."""
 
 
-def read(file: FilePath) -> tuple[dict[str, Any], bytes]:
-    """Return the parsed *file* as it is written, and its bytes. Raises `ConfigError`."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a snapshot is made of: the *content* of the file, and *variables* beside the environment's."""
+
+    content: bytes
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def fetch(file: FilePath) -> bytes:
+    """Return what *file* holds. Raises `ConfigError`."""
     try:
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise ConfigError(str(file), [Problem((), f"cannot be read: {reason}")]) from None
+
+
+def parse(file: FilePath, content: bytes) -> dict[str, Any]:
+    """Return the *content* of *file*, parsed, as it is written. Raises `ConfigError`."""
     try:
-        return tomllib.loads(content.decode("utf-8")), content
+        return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text (byte {error.start})"
         raise ConfigError(str(file), [Problem((), message)]) from None

@@ -13,13 +13,14 @@ from proxy.surfaces import Surface
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for the process. Sizes in bytes, *drain* in seconds."""
+    """What holds for the process. Sizes in bytes, *drain* in seconds; no *workers* means one per core."""
 
     max_body: int
     max_inflight: int
     max_held: int
     drain: float | None
     lame_duck: float
+    workers: int | None
     log_format: str
     log_level: str
 

@@ -14,6 +14,7 @@ from proxy.config import units
 Duration = Annotated[float | None, BeforeValidator(units.seconds)]
 Pause = Annotated[float, BeforeValidator(units.pause)]
 Size = Annotated[int, BeforeValidator(units.size)]
+Workers = Annotated[int | None, BeforeValidator(units.workers)]
 SHORT: Final = "\0"
 
 
@@ -88,6 +89,7 @@ class ServerTable(SurfaceTable):
     max_held: Size = 2**30
     drain: Duration = 120.0
     lame_duck: Pause = 0.0
+    workers: Workers = 1
 
 
 class DefaultsTable(Table):
@@ -237,7 +239,7 @@ class File(Table):
 
 LATER: dict[type[Table], set[str]] = {
     File: {"store", "test", "prices", "metrics", "otel"},
-    ServerTable: {"workers", "control"},
+    ServerTable: {"control"},
     KeyTable: {"limits"},
 }
 """What the design has and this version refuses, table by table."""

@@ -1,9 +1,12 @@
-"""Durations (`600s`, `1m30s`, `250ms`, `none`) and sizes (`64MiB`, `1GB`), as the file writes them."""
+"""Durations (`600s`, `1m30s`, `250ms`, `none`), sizes (`64MiB`, `1GB`) and numbers of workers, as the
+file writes them.
+"""
 
 import re
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+MOST_WORKERS = 256
 _YEAR = 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?)?B?")
 _BYTES = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -45,3 +48,12 @@ def size(value: object) -> int:
     if 1 <= count <= 2**53:
         return int(count)
     raise ValueError('must be a size such as "64MiB", "10MB", or a number of bytes')
+
+
+def workers(value: object) -> int | None:
+    """Read a number of workers, `auto` as None. Raises `ValueError` saying what is expected."""
+    if value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_WORKERS:
+        return value
+    raise ValueError(f'must be a number from 1 to {MOST_WORKERS}, or "auto"')

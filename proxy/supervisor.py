@@ -1,0 +1,473 @@
+"""Several workers on the same addresses, under one process that accepts for all of them.
+
+It hands each connection to the next worker in turn, and keeps it until that one says that it has it:
+what a worker that dies has not taken goes to another one. It reads the file and checks it; all
+workers serve what it has read. It never looks into a connection.
+"""
+
+import asyncio
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import uvloop
+
+from proxy.channel import Channel, Failed, Gone
+from proxy.config import Snapshot, Source
+from proxy.handover import Dealer, Recipient, release
+from proxy.lifecycle import CannotStart, Ready, announce, check_parser, note, report, unless
+from proxy.listening import CannotListen
+from proxy.server import open_log
+from proxy.sinks import Log
+from proxy.surfaces import Address
+from proxy.transport import in_thread
+from proxy.worker import Make, Seat
+
+READY_SECONDS = 30.0
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+SOUND_SECONDS = 60.0
+"""A worker that has lived this long is replaced at once when it dies."""
+PATIENCE_SECONDS = 5.0
+"""How long a worker that is replaced waits for requests on connections that it has: clients keep theirs
+about as long.
+"""
+STATUS_SECONDS = 1.0
+RELOAD_SECONDS = 60.0
+END_SECONDS = 3.0
+"""How long a worker that is told to end at once may take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers there are to be, the *command* that starts one, how the file is *read*, and what
+    it *make*s.
+    """
+
+    count: int
+    command: tuple[str, ...]
+    read: Callable[[], Source]
+    make: Make
+
+
+def run(plan: Plan, source: Source, snapshot: Snapshot, ready: Ready) -> None:
+    """Serve *snapshot*, made of *source*, until a signal says to stop; tell *ready* when it begins.
+
+    SIGTERM and SIGINT end it in order, a second one at once; SIGHUP reads the file anew, SIGUSR2
+    replaces every worker. Raises `CannotStart`.
+    """
+    check_parser()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(plan, source, snapshot, ready))
+    except CannotListen as error:
+        raise CannotStart(str(error)) from None
+
+
+async def _run(plan: Plan, source: Source, snapshot: Snapshot, ready: Ready) -> None:
+    loop = asyncio.get_running_loop()
+    log, writer = open_log(snapshot, 1, shared=True)
+    loop.set_exception_handler(lambda _, context: note(log, context))
+    supervisor = _Supervisor(plan, source, snapshot, log)
+    try:
+        await supervisor.run(ready)
+    finally:
+        await supervisor.close()
+        writer.close()
+
+
+@dataclass(eq=False)
+class _Child:
+    """The worker on seat *number*, from its supervisor's side. It serves what was made of *source*."""
+
+    number: int
+    born: float
+    recipient: Recipient
+    channel: Channel = field(init=False)
+    process: subprocess.Popen[bytes] = field(init=False)
+    watching: asyncio.Task[None] | None = None
+    source: Source | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    leaving: bool = False
+
+
+class _Supervisor:
+    def __init__(self, plan: Plan, source: Source, snapshot: Snapshot, log: Log) -> None:
+        self._plan = plan
+        self._source = source
+        self._snapshot = snapshot
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._children: set[_Child] = set()
+        self._seats: dict[int, _Child] = {}
+        self._locks = [asyncio.Lock() for _ in range(plan.count)]
+        self._dealer = Dealer(self._loop)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, ready: Ready) -> None:
+        """Serve until a signal says to stop."""
+        stop, now, again, renew = (asyncio.Event() for _ in range(4))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
+        self._loop.add_signal_handler(signal.SIGHUP, again.set)
+        self._loop.add_signal_handler(signal.SIGUSR2, renew.set)
+        await unless(stop, self._begin())
+        if stop.is_set():
+            return
+        self._announce("ready", workers=self._plan.count)
+        ready(self._dealer.address(_addresses(self._snapshot)[0]))
+        for seat in range(self._plan.count):
+            self._do(self._keep(seat))
+        self._do(self._whenever(again, self._reload))
+        self._do(self._whenever(renew, self._replace))
+        await stop.wait()
+        self._log.events.info("draining", workers=len(self._children))
+        await self._cancel()
+        await unless(now, self._leave())
+        await self._end()
+        self._log.events.info("stopped")
+
+    async def close(self) -> None:
+        """Leave nothing and nobody behind."""
+        await self._cancel()
+        await self._end()
+        self._dealer.close()
+
+    def _do(self, what: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(what)  # `_cancel` waits for it
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self) -> None:
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _whenever(self, event: asyncio.Event, do: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await event.wait()
+            event.clear()
+            await do()
+
+    # Workers
+
+    async def _begin(self) -> None:
+        self._dealer.add(self._dealer.bind(_addresses(self._snapshot)))
+        starting = [self._start(seat) for seat in range(self._plan.count)]
+        begun = await asyncio.gather(*starting, return_exceptions=True)
+        for error in begun:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _start(self, seat: int) -> _Child:
+        """Return another worker for *seat*, which it holds once it is ready. Raises `CannotStart`."""
+        pairs = [
+            socket.socketpair(socket.AF_UNIX, kind)
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        ]
+        (words, their_words), (doors, their_doors) = pairs
+        there = Seat(seat, their_words.fileno(), their_doors.fileno())
+        child = _Child(seat, self._loop.time(), self._dealer.recipient(doors))
+        words.setblocking(False)
+        child.channel = await Channel.open(words, partial(self._answer, child))
+        try:
+            child.process = await self._spawn(there)
+        except BaseException:
+            self._dealer.dismiss(child.recipient)
+            await child.channel.close()
+            raise
+        finally:
+            their_words.close()
+            their_doors.close()
+        self._children.add(child)
+        child.watching = self._loop.create_task(self._watch(child))
+        child.watching.add_done_callback(lambda _: child.gone.set())
+        try:
+            await self._settle(child)
+        except BaseException:
+            await self._kill(child)
+            raise
+        self._seats[seat] = child
+        self._log.events.info("worker_started", worker=seat, pid=child.process.pid)
+        self._dealer.admit(child.recipient)
+        return child
+
+    async def _spawn(self, seat: Seat) -> subprocess.Popen[bytes]:
+        """Start the process that takes *seat*: off the loop, which it would hold up."""
+        command = (*self._plan.command, "--worker", str(seat))
+        fds = (seat.channel, seat.doors)
+
+        def spawn() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)  # noqa: S603 - as we were started ourselves
+
+        spawning = self._loop.create_task(in_thread(spawn))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            process = await spawning
+            process.kill()
+            await in_thread(process.wait)
+            raise
+
+    async def _settle(self, child: _Child) -> None:
+        """Wait until *child* is ready, and serves what the others serve. Raises `CannotStart`."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await unless(child.gone, _until(child.settled))
+        except TimeoutError:
+            why = f"worker {child.number} was not ready in {READY_SECONDS:.0f} s"
+            raise CannotStart(why) from None
+        while not child.gone.is_set() and child.source is not self._source:  # a reload came between
+            try:
+                problems = await self._pass_on(child)
+            except (Gone, Failed, TimeoutError) as error:
+                problems = [str(error) or type(error).__name__]
+            if problems:
+                raise CannotStart(f"worker {child.number}: {'; '.join(problems)}")
+        if child.gone.is_set():
+            raise CannotStart(f"worker {child.number} ended before it was ready")
+
+    async def _watch(self, child: _Child) -> None:
+        """Wait until *child* has ended; deal out what it has not taken."""
+        await in_thread(child.process.wait)
+        self._children.discard(child)
+        self._dealer.dismiss(child.recipient)
+        await child.channel.close()
+
+    async def _keep(self, seat: int) -> None:
+        """See to it that there is a worker on *seat*."""
+        pause = 0.0
+        while True:
+            child = self._seats[seat]
+            await child.gone.wait()
+            async with self._locks[seat]:
+                if self._seats[seat] is not child:
+                    continue  # it was replaced
+                lived = self._loop.time() - child.born
+                status = child.process.returncode
+                self._log.events.error(
+                    "worker_ended", worker=seat, pid=child.process.pid, status=status
+                )
+                if lived > SOUND_SECONDS:
+                    pause = 0.0
+                while self._seats[seat] is child:
+                    await asyncio.sleep(pause)
+                    pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                    await self._try(seat)
+
+    async def _try(self, seat: int) -> bool:
+        """Start a worker for *seat*; return whether there is one now."""
+        try:
+            await self._start(seat)
+        except (CannotStart, OSError) as error:
+            self._log.events.error("worker_failed", worker=seat, error=str(error))
+            return False
+        return True
+
+    async def _replace(self) -> None:
+        """Replace the workers, one after the other: each leaves when another one stands in its place."""
+        for seat in range(self._plan.count):
+            async with self._locks[seat]:
+                old = self._seats[seat]
+                if not await self._try(seat):
+                    return
+            await self._retire(old)
+        self._log.events.info("replaced", workers=self._plan.count)
+
+    async def _retire(self, child: _Child) -> None:
+        """Have *child* finish what it has, and leave."""
+        child.leaving = True
+        child.recipient.serves = False
+        drain = self._snapshot.settings.drain
+        patience = None if drain is None else PATIENCE_SECONDS + drain + END_SECONDS
+        await self._tell(child, "drain", PATIENCE_SECONDS)
+        try:
+            async with asyncio.timeout(patience):
+                await child.gone.wait()
+        except TimeoutError:
+            await self._kill(child)
+
+    async def _kill(self, child: _Child) -> None:
+        if not child.gone.is_set():
+            child.process.kill()
+            await child.gone.wait()
+
+    async def _tell(self, child: _Child, what: str, value: Any = None) -> None:
+        """Say *what* to do; who does not listen is not waited for."""
+        try:
+            await child.channel.ask(what, value, STATUS_SECONDS)
+        except (Gone, Failed, TimeoutError) as error:
+            why = type(error).__name__
+            self._log.events.warning("worker_silent", worker=child.number, told=what, error=why)
+
+    async def _tell_all(self, what: str, value: Any = None) -> None:
+        await asyncio.gather(*(self._tell(child, what, value) for child in [*self._children]))
+
+    # What the workers ask
+
+    async def _answer(self, child: _Child, name: str, facts: Any) -> Any:
+        if name == "source":
+            child.source = self._source
+            return _told(self._source)
+        if name == "status":
+            return await self._status(child, facts)
+        child.settled.set()  # "ready"
+        return None
+
+    async def _status(self, asking: _Child, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the status of all workers, where *asking* has told its own."""
+        children = sorted(self._children, key=lambda child: (child.number, child.born))
+        told = await asyncio.gather(
+            *(_returned(facts) if child is asking else self._facts(child) for child in children)
+        )
+        workers = [
+            {
+                "worker": child.number,
+                "pid": child.process.pid,
+                "state": self._state(child, facts),
+                "uptime_seconds": round(self._loop.time() - child.born, 3),
+                "connections": child.recipient.connections,
+                "facts": facts,
+            }
+            for child, facts in zip(children, told, strict=True)
+        ]
+        return {"uptime_seconds": self._loop.time() - self._started, "workers": workers}
+
+    async def _facts(self, child: _Child) -> dict[str, Any] | None:
+        if self._state(child, {}) == "starting":
+            return None
+        try:
+            facts: dict[str, Any] = await child.channel.ask("status", None, STATUS_SECONDS)
+        except (Gone, Failed, TimeoutError):
+            return None
+        return facts
+
+    def _state(self, child: _Child, facts: dict[str, Any] | None) -> str:
+        if not child.recipient.serves and not child.leaving:
+            return "starting"
+        if facts is None:
+            return "silent"
+        return "leaving" if child.leaving else "ready"
+
+    # Another file
+
+    async def _reload(self) -> None:
+        """Read the file anew, and have all workers serve it; one that cannot be used changes nothing."""
+        try:
+            source, snapshot = await in_thread(self._read)
+            opened = self._dealer.bind(_addresses(snapshot))
+        except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
+            report(self._log, error)
+            return
+        dropped = self._dealer.remove(_addresses(snapshot))
+        problems = await self._pass_to_all(source)
+        if problems:
+            self._log.events.error("reload_failed", file=snapshot.file, problems=problems)
+            opened, dropped = dropped, opened
+        else:
+            self._snapshot = snapshot
+        self._dealer.add(opened)
+        release(dropped)
+        if not problems:
+            self._announce("reloaded", workers=self._plan.count)
+
+    def _read(self) -> tuple[Source, Snapshot]:
+        source = self._plan.read()
+        return source, self._plan.make(source)
+
+    async def _pass_to_all(self, source: Source) -> list[str]:
+        """Have all workers serve *source*; return what the first that answers has against it. Who of the
+        others cannot, or does not answer, leaves for another one that begins with it.
+        """
+        before, self._source = self._source, source
+        agreed = False
+        while behind := [one for one in self._serving() if one.source is not source]:
+            child = behind[0]
+            try:
+                problems = await self._pass_on(child)
+            except (Gone, Failed, TimeoutError) as error:
+                self._give_up(child, str(error) or type(error).__name__)
+                continue
+            if problems and not agreed:
+                self._source = before
+                return problems
+            if problems:
+                self._give_up(child, "; ".join(problems))
+            agreed = True
+        return []
+
+    async def _pass_on(self, child: _Child) -> list[str]:
+        """Have *child* serve what all serve; return what it has against it. Raises like `Channel.ask`."""
+        source = self._source
+        told = _told(source)
+        problems: list[str] = await child.channel.ask("reload", told, RELOAD_SECONDS)
+        if not problems:
+            child.source = source
+        return problems
+
+    def _give_up(self, child: _Child, why: str) -> None:
+        self._log.events.error("worker_failed", worker=child.number, error=why)
+        child.recipient.serves = False
+        child.leaving = True
+        self._do(self._retire(child))
+
+    def _serving(self) -> list[_Child]:
+        return [child for child in self._children if child.recipient.serves]
+
+    # Leaving
+
+    async def _leave(self) -> None:
+        """Say so to balancers, wait until they look elsewhere, let nobody in any more, then drain."""
+        await self._tell_all("leave")
+        await asyncio.sleep(self._snapshot.settings.lame_duck)
+        self._dealer.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_SECONDS):
+                while not self._dealer.idle:  # noqa: ASYNC110 - a moment at most
+                    await asyncio.sleep(0.01)
+        await self._tell_all("drain", 0.0)
+        drain = self._snapshot.settings.drain
+        with suppress(TimeoutError):  # then they are ended
+            async with asyncio.timeout(None if drain is None else drain + END_SECONDS):
+                await self._all_gone()
+
+    async def _end(self) -> None:
+        """End the workers that are there as yet, now."""
+        if self._children:
+            await self._tell_all("end")
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._all_gone()
+        except TimeoutError:
+            await asyncio.gather(*(self._kill(child) for child in [*self._children]))
+
+    async def _all_gone(self) -> None:
+        await asyncio.gather(*(child.gone.wait() for child in [*self._children]))
+
+    def _announce(self, event: str, **further: object) -> None:
+        addresses = [self._dealer.address(one) for one in _addresses(self._snapshot)]
+        announce(self._log, self._snapshot, addresses, event, **further)
+
+
+def _addresses(snapshot: Snapshot) -> list[Address]:
+    return [address for surface in snapshot.surfaces for address in surface.listen]
+
+
+def _told(source: Source) -> dict[str, Any]:
+    return {"content": source.content.decode(), "variables": dict(source.variables)}
+
+
+async def _returned(value: Any) -> Any:
+    return value
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()

@@ -1,0 +1,146 @@
+"""One of several workers: serves what its supervisor hands over, and does what it says.
+
+It listens nowhere and reads no routes file. Signals are its supervisor's business, since a service
+manager sends them to every process at once; where there is no supervisor any more, it drains.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from proxy import lifecycle
+from proxy.channel import Channel, Failed, Gone
+from proxy.config import ConfigError, Snapshot, Source
+from proxy.endpoints.status import merged
+from proxy.handover import Doors
+from proxy.listening import CannotListen
+from proxy.server import Running, serve
+from proxy.transport import in_thread
+
+DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+STATUS_SECONDS = 2.0
+"""More than the supervisor takes to ask the others, even where one of them hangs."""
+
+Make = Callable[[Source], Snapshot]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which worker this is, and the descriptors that lead to its supervisor: for words (*channel*), and
+    for connections (*doors*).
+    """
+
+    number: int
+    channel: int
+    doors: int
+
+    @classmethod
+    def of(cls, text: str) -> "Seat":
+        """Read what `str` has written."""
+        return cls(*map(int, text.split(":")))
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.channel}:{self.doors}"
+
+
+def run(seat: Seat, make: Make) -> None:
+    """Serve what *make* makes of what the supervisor has read, until it says to stop."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Worker(seat, make).run())
+    except CannotListen as error:
+        raise lifecycle.CannotStart(str(error)) from None
+    except Gone:
+        pass  # before it began
+
+
+class _Worker:
+    def __init__(self, seat: Seat, make: Make) -> None:
+        self._seat = seat
+        self._make = make
+        self._stop, self._now = asyncio.Event(), asyncio.Event()
+        self._patience = 0.0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in DEAF:
+            loop.add_signal_handler(number, _ignore)
+        words = socket.socket(fileno=self._seat.channel)
+        self._channel = channel = await Channel.open(words, self._answer)
+        try:
+            source = _source(await channel.ask("source"))
+            snapshot = await in_thread(lambda: self._make(source))
+            self._doors = Doors(loop, socket.socket(fileno=self._seat.doors))
+            async with serve(
+                snapshot, listen=self._doors.listen, everywhere=self._everywhere
+            ) as it:
+                self._running = it
+                it.log.events = it.log.events.bind(worker=self._seat.number)
+                loop.set_exception_handler(lambda _, context: lifecycle.note(it.log, context))
+                self._doors.open()
+                await channel.ask("ready")
+                await lifecycle.unless(channel.gone, _until(self._stop))
+                self._doors.close()
+                await lifecycle.unless(self._now, self._leave(it))
+        finally:
+            await channel.close()
+
+    async def _leave(self, running: Running) -> None:
+        running.log.events.info("draining", inflight=running.gate.inflight)
+        await running.wind_down(self._patience)
+        await running.drain(running.snapshot.settings.drain)
+
+    async def _everywhere(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the status of all workers; its own, if nobody can tell."""
+        try:
+            told = await self._channel.ask("status", facts, STATUS_SECONDS)
+        except (Gone, Failed, TimeoutError):
+            return facts
+        return merged(facts, told["workers"], told["uptime_seconds"])
+
+    async def _answer(self, name: str, value: Any) -> Any:
+        """Do what the supervisor says."""
+        match name:
+            case "status":
+                return self._running.facts()
+            case "reload":
+                self._doors.take_all()  # those who have come to an address that may be left now
+                return await self._reload(_source(value))
+            case "leave":
+                self._running.gate.leaving = True
+            case "drain":
+                self._patience = value
+                self._stop.set()
+            case "end":
+                self._stop.set()
+                self._now.set()
+            case _:
+                raise ValueError(name)
+        return None
+
+    async def _reload(self, source: Source) -> list[str]:
+        """Serve what *source* says; return what stands against it."""
+        try:
+            await self._running.apply(await in_thread(lambda: self._make(source)))
+        except ConfigError as error:
+            return [str(problem) for problem in error.problems]
+        except CannotListen as error:
+            return [str(error)]
+        return []
+
+
+def _source(told: dict[str, Any]) -> Source:
+    return Source(told["content"].encode(), told["variables"])
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _ignore() -> None:
+    """Do nothing: not `SIG_IGN`, which commands that are run for a credential would inherit."""
