@@ -5,6 +5,7 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -636,7 +637,10 @@ class Events(EventSourceResponse):
 
 @asynccontextmanager
 async def author(
-    exchange: Exchange, request: Request, patience: float | None = PATIENCE_SECONDS
+    exchange: Exchange,
+    request: Request,
+    patience: float | None = PATIENCE_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Events]:
     """Begin a stream of events of our own; what is `send`t to it goes to the client."""
     exchange.status = HTTPStatus.OK.value
@@ -644,7 +648,7 @@ async def author(
     exchange.stream = True
     events = Events(exchange, patience)
     await events.prepare(request.plain())
-    exchange.relayed = asyncio.get_running_loop().time()
+    exchange.relayed = clock()
     try:
         async with events:
             try:
