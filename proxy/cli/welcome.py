@@ -8,10 +8,10 @@ _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - addresses to show, not to listen o
 
 
 def welcome(snapshot: Snapshot, address: Address) -> str:
-    """Return two lines to try, and which model strings work with the variables that are set."""
+    """Return two lines to try, a page to open, and which model strings work with the variables that are set."""
     surface = snapshot.surfaces[0]
     lines = [
-        f"Trunkline {__version__} serves {snapshot.file} on {_url(address)}",
+        f"Trunkline {__version__} serves {snapshot.file} on {_url(surface, address)}",
         "",
         "Try it:",
         "",
@@ -19,9 +19,16 @@ def welcome(snapshot: Snapshot, address: Address) -> str:
         "",
         _curl("curl -sN", surface, address, ', "stream": true'),
         "",
+        *_pages(surface, address),
         *_vendors(snapshot),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pages(surface: Surface, address: Address) -> list[str]:
+    if not surface.docs or address.path:
+        return []
+    return ["Or in a browser:", "", f"  {_url(surface, address)}/docs", ""]
 
 
 def _curl(command: str, surface: Surface, address: Address, more: str) -> str:
@@ -30,14 +37,15 @@ def _curl(command: str, surface: Surface, address: Address, more: str) -> str:
     socket = f" --unix-socket {address.path}" if address.path else ""
     body = f'{{"model": "default", "messages": [{{"role": "user", "content": "Hello"}}]{more}}}'
     json = "-H 'Content-Type: application/json'"
-    return f"  {command}{socket} {_url(address)}{base}/chat/completions{key} {json} -d '{body}'"
+    return f"  {command}{socket} {_url(surface, address)}{base}/chat/completions{key} {json} -d '{body}'"
 
 
-def _url(address: Address) -> str:
+def _url(surface: Surface, address: Address) -> str:
+    scheme = "http" if surface.tls is None else "https"
     if address.path:
-        return "http://localhost"
+        return f"{scheme}://localhost"
     host = "127.0.0.1" if address.host in _ANYWHERE else address.host
-    return f"http://{Address(host, address.port)}"
+    return f"{scheme}://{Address(host, address.port)}"
 
 
 def _vendors(snapshot: Snapshot) -> list[str]:
