@@ -32,7 +32,7 @@ class BodyError(ValueError):
         return ProxyError(kind, message, param=self.field or None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """What routing needs of a body.
 

@@ -148,9 +148,10 @@ class Health:
 
     def _count(self, now: float, bad: bool) -> None:
         second = int(now)
-        for passed in range(self._second + 1, min(second, self._second + WINDOW_SECONDS) + 1):
-            self._good[passed % WINDOW_SECONDS] = self._bad[passed % WINDOW_SECONDS] = 0
-        self._second = max(self._second, second)
+        if second > self._second:
+            for passed in range(self._second + 1, min(second, self._second + WINDOW_SECONDS) + 1):
+                self._good[passed % WINDOW_SECONDS] = self._bad[passed % WINDOW_SECONDS] = 0
+            self._second = second
         (self._bad if bad else self._good)[second % WINDOW_SECONDS] += 1
 
     def _mostly_bad(self) -> bool:

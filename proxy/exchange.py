@@ -156,8 +156,8 @@ class Exchange:
     def _overhead_us(self, now: float) -> int:
         begun = self.read if self.read is not None else self.received
         until = self.relayed if self.relayed is not None else now
-        return max(0, round((until - begun - self.waited) * 1e6))
+        return max(0, int((until - begun - self.waited) * 1e6))
 
 
 def _ms(start: float, end: float) -> float:
-    return round((end - start) * 1000, 3)
+    return int((end - start) * 1e6) / 1000

@@ -352,8 +352,9 @@ class Forward:
 def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:
     """Yield whatever *exchange* presents as a key, where *surface* accepts one."""
     headers = exchange.headers
-    for name, (_, value) in zip(headers.names, headers, strict=True):
+    for index, name in enumerate(headers.names):
         if name in surface.accept:
+            value = headers[index][1]
             yield _token(value) if name == b"authorization" else value
     if exchange.dialect is REALTIME and b"authorization" in surface.accept:
         yield from tokens_of(exchange.headers)
@@ -367,6 +368,8 @@ _SHOWN = {b"authorization": "`Authorization: Bearer …`"}
 
 def _token(value: bytes) -> bytes:
     """Return the credentials of an `Authorization` header (RFC 9110 section 11.4), if Bearer."""
+    if value.startswith(b"Bearer "):
+        return value[7:].strip()
     scheme, _, token = value.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else value
 

@@ -21,11 +21,13 @@ class Headers(tuple[Pair, ...]):
     first: dict[bytes, bytes]
 
     def __init__(self, pairs: Iterable[Pair] = ()) -> None:
-        self.names = names = [name.lower() for name, _ in self]
-        self.first = first = {}
-        for name, pair in zip(names, self, strict=True):
-            if name not in first:
-                first[name] = pair[1]
+        names: list[bytes] = []
+        first: dict[bytes, bytes] = {}
+        for name, value in self:
+            name = name.lower()
+            names.append(name)
+            first.setdefault(name, value)
+        self.names, self.first = names, first
 
     def every(self, name: bytes) -> list[bytes]:
         """Return the values of all headers called *name* (lower case)."""

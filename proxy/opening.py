@@ -52,7 +52,7 @@ _TOO_LONG = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Asked:
     """What is asked for in *exchange*, of whichever of *groups* will have it.
 
@@ -99,7 +99,7 @@ class Asked:
                 content = splice(self.body, found, sent)
             framing = WEBSOCKET
             if dialect is not REALTIME:
-                framing = length(sum(len(piece) for piece in content))
+                framing = length(sum(map(len, content)))
         to = address(target.upstream, dialect, suffix, query)
         signature = choice.signature(
             dialect,
@@ -118,7 +118,7 @@ class Asked:
         return None if name in upstream.forward else name
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Opened:
     """An answer that has begun, on *connection*, to an *attempt* at *choice*."""
 

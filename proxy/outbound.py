@@ -22,7 +22,7 @@ _PROTOCOL = b"sec-websocket-protocol"
 _TOKEN = b"openai-insecure-api-key."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Addressed:
     """Where a request goes: *base*, and the *target* of its request line."""
 
