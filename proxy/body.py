@@ -132,11 +132,13 @@ def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
     text before it closes to a valid object with one more member. That member, and the text after
     it, must then be free of another `model`.
     """
-    if b"\\u" not in text and text.count(_QUOTED) == 1:
+    only = text.find(_QUOTED)
+    lone = only >= 0 and text.find(_QUOTED, only + 1) < 0
+    if lone and (b"\\" not in text or b"\\u" not in text):  # the first is found much faster
         # No other escape makes a letter, so the only `"model"` there is must be the top level's own.
-        only = _MODEL.search(text)
-        if only is not None:
-            return only.end(), only.end() + len(literal)
+        place = _MODEL.match(text, only)
+        if place is not None:
+            return place.end(), place.end() + len(literal)
     places = (m for m in _MODEL.finditer(text) if text.startswith(literal, m.end()))
     first = list(islice(places, _CANDIDATES))
     for place in (*first, *deque(places, _CANDIDATES)):  # at either end is where people put it
