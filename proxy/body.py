@@ -16,6 +16,9 @@ import orjson
 
 from proxy.errors import INVALID_JSON, INVALID_MODEL, ProxyError
 
+Body = bytes | bytearray
+"""A request body: the latter where it came in pieces."""
+
 
 class BodyError(ValueError):
     """The body cannot be routed; *field* names the part at fault, or is empty for the whole."""
@@ -76,7 +79,7 @@ _CANDIDATES = 4
 _WALK_BYTES = 4 * 1024 * 1024
 
 
-def find_model(body: bytes) -> Found:
+def find_model(body: Body) -> Found:
     """Find the top-level `model` and `stream` of the JSON object *body*.
 
     Raises `BodyError` if *body* is not a JSON object, if `model` is not a string, or if it stands
@@ -100,7 +103,7 @@ def find_model(body: bytes) -> Found:
     return Found(model, start, end, stream)
 
 
-def splice(body: bytes, found: Found, model: str) -> list[bytes | memoryview]:
+def splice(body: Body, found: Found, model: str) -> list[bytes | memoryview]:
     """Return *body* with *model* in place of what *found* found, as pieces to write in order.
 
     The pieces are views: a 20 MB body is not copied to change twelve bytes of it.
@@ -110,7 +113,7 @@ def splice(body: bytes, found: Found, model: str) -> list[bytes | memoryview]:
     return [whole[: found.start], found.before + value + found.after, whole[found.end :]]
 
 
-def _parse(body: bytes) -> tuple[bytes, _Head]:
+def _parse(body: Body) -> tuple[Body, _Head]:
     try:
         return body, _HEAD.decode(body)
     except msgspec.ValidationError:
@@ -125,7 +128,7 @@ def _parse(body: bytes) -> tuple[bytes, _Head]:
     return _parse(masked)
 
 
-def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
+def _locate(text: Body, literal: bytes) -> tuple[int, int]:
     """Return where the value *literal* of the top-level `model` stands in *text*.
 
     `"model":` may stand anywhere, in messages and in tools; a place is the top level's own if the
@@ -159,7 +162,7 @@ def _locate(text: bytes, literal: bytes) -> tuple[int, int]:
     return _walk(text)
 
 
-def _walk(text: bytes) -> tuple[int, int]:
+def _walk(text: Body) -> tuple[int, int]:
     """Do what `_locate` does member by member, for a key written with escapes or a crowd of
     look-alikes: slower, but linear whatever stands there.
     """
@@ -190,7 +193,7 @@ def _is_model(literal: bytes) -> bool:
         return False
 
 
-def _skip(text: bytes, start: int) -> int:
+def _skip(text: Body, start: int) -> int:
     """Return where the value that begins at *start* ends, by counting brackets."""
     first = text[start : start + 1]
     if first not in (b"{", b"["):

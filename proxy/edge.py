@@ -21,6 +21,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _Er
 from aiohttp_sse import EventSourceResponse
 
 from proxy.admission import Gate
+from proxy.body import Body
 from proxy.connection import Flow, has_left
 from proxy.errors import (
     BAD_REQUEST,
@@ -119,7 +120,7 @@ class Request:
         last = message.should_close or message.chunked or message.upgrade or self.http10
         return not last and self._protocol.reusable
 
-    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> bytes:
+    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> Body:
         """Return the whole body, whose bytes are then held in *gate*.
 
         Raises `ProxyError` for a body over *limit* bytes, one that stalls, one that is not framed
@@ -133,21 +134,18 @@ class Request:
         held = 0
         try:
             if self._payload.is_eof():
-                body = self._protocol.take(self._payload)
+                body: Body = self._protocol.take(self._payload)
                 gate.hold(len(body))
                 held = len(body)
             else:
                 self._continue()
-                pieces = []
-                count = 0
+                body = bytearray()  # not pieces to be joined, which would hold it twice
                 while piece := await self._piece():
-                    count += len(piece)
-                    if count > limit:
+                    if len(body) + len(piece) > limit:
                         raise _too_large(limit)
                     gate.hold(len(piece))
-                    held = count
-                    pieces.append(piece)
-                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                    held += len(piece)
+                    body += piece
         except BaseException:
             gate.drop(held)
             raise

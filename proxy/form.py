@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
-from proxy.body import BodyError, Found
+from proxy.body import Body, BodyError, Found
 
 _TOKEN = rb"[!#$%&'*+.^_`{|}~0-9A-Za-z-]++"
 _TYPE = re.compile(rb"[ \t]*multipart/form-data(?=[\s;,]|\Z)", re.IGNORECASE)
@@ -57,7 +57,7 @@ def boundary_of(content_type: bytes) -> bytes | None:
     return boundary
 
 
-def find_model(body: bytes, boundary: bytes) -> Found:
+def find_model(body: Body, boundary: bytes) -> Found:
     """Find the parts `model` and `stream` of the form *body* with that *boundary*.
 
     Raises `BodyError` if *body* is not a well-formed form, if two parts are called `model`, or if
@@ -72,7 +72,7 @@ def find_model(body: bytes, boundary: bytes) -> Found:
             raise BodyError("the form has too many headers")
         parameters = _disposition(headers.get(b"content-disposition", b""))
         if parameters[b"name"] == b"stream":
-            stream = stream or body[start : min(end, start + 8)] in _TRUE
+            stream = stream or bytes(body[start : min(end, start + 8)]) in _TRUE
         if parameters[b"name"] == b"model":
             if found is not None:
                 raise BodyError("the form has two `model` parts", "model")
@@ -87,7 +87,7 @@ def find_model(body: bytes, boundary: bytes) -> Found:
     return replace(found, stream=stream)
 
 
-def _parts(body: bytes, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
+def _parts(body: Body, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
     """Yield where each part, head and all, begins and ends; *at* is the first *delimiter*.
 
     A line that goes on after the delimiter is content. Lines that some readers take for delimiters
@@ -117,7 +117,7 @@ def _parts(body: bytes, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
     raise BodyError("the form has too many parts")
 
 
-def _head(body: bytes, begin: int, end: int) -> tuple[dict[bytes, bytes], int]:
+def _head(body: Body, begin: int, end: int) -> tuple[dict[bytes, bytes], int]:
     """Return the headers of a part, names in lower case, and where its value starts."""
     stop = body.find(b"\r\n\r\n", begin, min(end, begin + _HEAD_BYTES))
     lines = body[begin:stop].split(b"\r\n", _HEADERS) if stop >= 0 else []
@@ -176,7 +176,7 @@ def _check_plain(headers: dict[bytes, bytes], parameters: dict[bytes, bytes]) ->
         raise BodyError("`model` must be a plain field, not a file or encoded", "model")
 
 
-def _text(body: bytes, start: int, end: int) -> str:
+def _text(body: Body, start: int, end: int) -> str:
     if end - start > _MODEL_BYTES:
         raise BodyError("`model` is too long", "model")
     try:

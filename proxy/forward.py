@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from proxy.admission import Gate
-from proxy.body import BodyError, Found, find_model
+from proxy.body import Body, BodyError, Found, find_model
 from proxy.config import Snapshot
 from proxy.connection import Upload
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect, family, shape_of
@@ -51,7 +51,7 @@ HOOK_BYTES = 1024 * 1024
 class Inbound(Downstream, Caller, Protocol):
     """The client's side of one exchange, as `edge` provides it."""
 
-    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> bytes:
+    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> Body:
         """Return the whole request body, whose bytes are then held in *gate*."""
 
     async def receive(self, exchange: Exchange) -> bytes:
@@ -175,7 +175,7 @@ class Forward:
         finally:
             self._gate.leave()
 
-    async def read(self, exchange: Exchange, inbound: Inbound) -> bytes:
+    async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
         """Return the whole body of *exchange*, which is small, and for us."""
         _refuse_encoded(exchange)
         self._gate.enter()
@@ -410,7 +410,7 @@ def not_supported(model: str, upstream: Upstream, dialect: Dialect) -> str:
     )
 
 
-def _find(exchange: Exchange, body: bytes) -> Found:
+def _find(exchange: Exchange, body: Body) -> Found:
     """Find the model where *exchange*'s dialect says it: in the body, the path, or the query."""
     dialect, suffix = exchange.dialect, exchange.suffix
     assert dialect is not None

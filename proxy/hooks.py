@@ -7,6 +7,7 @@ from hmac import compare_digest
 import msgspec
 import orjson
 
+from proxy.body import Body
 from proxy.credentials import Secret
 from proxy.errors import INVALID_JSON, INVALID_KEY, ProxyError
 from proxy.routes import Route
@@ -60,7 +61,7 @@ class Hook:
         return orjson.dumps(body)
 
 
-def read(body: bytes) -> Message:
+def read(body: Body) -> Message:
     """Read the *body* of what was posted to a hook. Raises `ProxyError`."""
     try:
         message = _MESSAGE.decode(body)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.balance import Choice, Scores, order
-from proxy.body import BodyError, Found, splice
+from proxy.body import Body, BodyError, Found, splice
 from proxy.connection import Connection, Upload
 from proxy.dialects import REALTIME, Dialect
 from proxy.errors import (
@@ -67,7 +67,7 @@ class Asked:
     route: Route | None = None
     name: str = ""
     found: Found | None = None
-    body: bytes = b""
+    body: Body = b""
     framing: bytes = b""
     upload: Upload | None = None
     upgrade: bool = False
@@ -83,7 +83,7 @@ class Asked:
         exchange, dialect, found = self.exchange, self.dialect, self.found
         target = choice.target
         suffix, query, framing = exchange.suffix, exchange.query, self.framing
-        content: list[bytes | memoryview] = [self.body] if self.body else []
+        content: list[bytes | memoryview] = [memoryview(self.body)] if self.body else []
         if found is not None and self.route is not None:
             sent = exchange.model_sent = self.route.model_sent(target, self.name)
             if found.model == sent:

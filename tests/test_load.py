@@ -9,13 +9,16 @@ from collections import Counter
 from contextlib import suppress
 from random import Random
 from time import monotonic
+from typing import cast
 
 import pytest
 
-from tests.harness.figures import descriptors, percentile, resident, show, slope
+from tests.harness.client import Client, call, chat
+from tests.harness.client import request as written
+from tests.harness.figures import descriptors, peak, percentile, resident, show, slope
 from tests.harness.load import BEAT_SECONDS, Plan, Taken, Taker, Tellers
 from tests.harness.proxy import Proxy, process, serving
-from tests.harness.upstream import DONE
+from tests.harness.upstream import DONE, JSON, head
 
 SECOND = 1.0
 """How soon an upstream must see that the client has left."""
@@ -151,6 +154,9 @@ async def watch(
         pytest.param(
             500, 20, 60, 0.5, id="long", marks=[pytest.mark.long, pytest.mark.timeout(240)]
         ),
+        pytest.param(
+            500, 30, 600, 0.5, id="soak", marks=[pytest.mark.long, pytest.mark.timeout(900)]
+        ),
     ],
 )
 async def test_streams_with_faults(
@@ -200,6 +206,125 @@ async def test_streams_with_faults(
         assert rate > 0.3 * streams / BEAT_SECONDS, "the machine is too slow to tell"
         assert steep < steepest
         assert many <= idle + 2 * streams + 20
+
+
+# Short requests
+
+
+@pytest.mark.parametrize(
+    ("number", "most"),
+    [
+        pytest.param(8_000, 4.0, id="short"),
+        pytest.param(200_000, 8.0, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+async def test_short_requests(request: pytest.FixtureRequest, number: int, most: float) -> None:
+    """Of short requests, however many, each is answered and has its line; memory stays as it is."""
+    async with Tellers() as tellers, process(toml(tellers), python=()) as proxy:
+        pid = pid_of(proxy)
+        todo = iter(range(number))
+        points: list[tuple[float, float]] = []
+
+        async def client() -> None:
+            taker = await Taker.connect(proxy.port)
+            for at in todo:
+                got = await taker.take(Plan.make("200", 0))
+                assert (got.status, got.content) == (200, b"{}")
+                if at % 100 == 0:
+                    points.append((monotonic(), resident(pid)))
+            taker.transport.abort()
+
+        begun = monotonic()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(32):
+                group.create_task(client())
+        passed = monotonic() - begun
+        warm = points[len(points) // 4 :]
+        steep = slope(warm) * 60
+        grown = steep / 60 * (warm[-1][0] - warm[0][0])
+        show(
+            request,
+            f"{number} short requests in {passed:.0f} s ({number / passed:.0f}/s): RSS {warm[0][1]:.1f} → "
+            f"{warm[-1][1]:.1f} MB, {steep:+.2f} MB/min",
+        )
+        await proxy.record(number, seconds=30)
+        assert grown < most if passed < 60 else steep < 0.5
+
+
+# Large bodies
+
+
+class Counting(asyncio.Protocol):
+    """The upstream's side of a connection that takes large bodies, and keeps nothing of them."""
+
+    def __init__(self, whole: "asyncio.Queue[Counting]") -> None:
+        self._whole = whole
+        self._head = b""
+        self._left = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._left:
+            self._head += data
+            top, end, data = self._head.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self._left = int(top.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        self._left -= len(data)
+        if not self._left:
+            self._head = b""
+            self._whole.put_nowait(self)
+
+    def answer(self) -> None:
+        """Answer, at last."""
+        self.transport.write(head(200, [JSON, (b"Content-Length", b"2")]) + b"{}")
+
+
+LARGE = 20_000_000
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(50, marks=pytest.mark.long)])
+async def test_large_bodies(request: pytest.FixtureRequest, number: int) -> None:
+    """Large bodies that are asked for anew where an answer fails are held meanwhile, and once."""
+    loop = asyncio.get_running_loop()
+    whole: asyncio.Queue[Counting] = asyncio.Queue()
+    server = await loop.create_server(lambda: Counting(whole), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    config = f"""
+[upstreams.up]
+base_url = "{url}"
+[routes]
+"*" = "up/another-name"
+"""
+    sent = written(chat("m", "x" * LARGE))
+
+    async with server, process(config, python=()) as proxy:
+        assert (await call(proxy.port, method="GET", path="/health")).status == 200
+        before = resident(pid_of(proxy))
+
+        async def client() -> None:
+            async with await Client.connect(proxy.port) as one:
+                await one.send(sent)
+                assert (await one.answer(seconds=50)).body == b"{}"
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(number):
+                group.create_task(client())
+            async with asyncio.timeout(50):
+                waiting = [await whole.get() for _ in range(number)]
+            held = (resident(pid_of(proxy)) - before) / number
+            for connection in waiting:
+                connection.answer()
+        most = (peak(pid_of(proxy)) - before) / number
+        await proxy.record(number, seconds=20)
+        show(
+            request,
+            f"{number} bodies of {LARGE / 1e6:.0f} MB at once: {held:.1f} MB held for each, "
+            f"{most:.1f} MB at most",
+        )
+        assert most < 1.5 * LARGE / 1e6
 
 
 # Clients that leave

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxy import __version__
-from proxy.cli import check, explain, health, keys, presets, routes, serve
+from proxy.cli import bench, check, explain, health, keys, presets, routes, serve
 from proxy.config import ConfigError
 from proxy.lifecycle import CannotStart
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="the routes file (default: $TRUNKLINE_CONFIG, else routes.toml here)",
     )
-    for verb in (serve, check, explain, routes, presets, keys, health):
+    for verb in (serve, check, explain, routes, presets, keys, health, bench):
         verb.add(verbs, common)
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -30,6 +30,14 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6
 
 
+def peak(pid: int) -> float:
+    """Return how much memory the process *pid* has ever had in use, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise LookupError(pid)
+
+
 def descriptors(pid: int) -> int:
     """Return how many descriptors the process *pid* has."""
     return len([*Path(f"/proc/{pid}/fd").iterdir()])
