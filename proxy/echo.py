@@ -5,6 +5,7 @@ a plain answer, and in each event that has one.
 """
 
 import re
+from collections.abc import Iterator
 
 from proxy.body import BodyError, find_model, splice
 
@@ -17,6 +18,7 @@ EVENT_BYTES = 1024 * 1024
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
 _TAIL = 3
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data:[ \t]*+(\{[^\r\n]*)")
+_USUAL = b"data: {"  # all that most events have before their only line goes on
 _BOM = b"\xef\xbb\xbf"  # may begin a stream, and nothing else
 
 
@@ -55,9 +57,9 @@ class Echo:
         passed = []
         begin = 0
         held = bytes(self._held)
-        for blank in _BLANK.finditer(held, self._searched):
-            passed.append(self._event(held[begin : blank.end()]))
-            begin = blank.end()
+        for end in _ends(held, self._searched):
+            passed.append(self._event(held[begin:end]))
+            begin = end
         del self._held[:begin]
         if self._passing or _is_long(self._held):
             self._passing = True
@@ -75,6 +77,9 @@ class Echo:
         self._begun, self._passing = True, False
         if passing or b'"model"' not in event or _is_long(event):
             return event
+        if event.startswith(_USUAL) and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+            at = len(_USUAL) - 1
+            return event[:at] + self._named(event[at:-2]) + b"\n\n"
         if first and event.startswith(_BOM):
             return _BOM + _DATA.sub(self._line, event[len(_BOM) :])
         return _DATA.sub(self._line, event)
@@ -92,6 +97,21 @@ class Echo:
         if found.model is None:
             return text
         return b"".join(splice(text, found, self._model))
+
+
+def _ends(held: bytes, start: int) -> Iterator[int]:
+    """Yield where each event in *held* ends, of those whose empty line stands behind *start*."""
+    if b"\r" in held:
+        for blank in _BLANK.finditer(held, start):
+            yield blank.end()
+        return
+    at = held.find(b"\n\n", start)
+    while at >= 0:
+        end = at + 2
+        while held.startswith(b"\n", end):
+            end += 1
+        yield end
+        at = held.find(b"\n\n", end)
 
 
 def _is_long(event: bytes | bytearray) -> bool:
