@@ -2292,3 +2292,22 @@ async def test_nothing_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         "client_error",
     }
     assert len({record["request_id"] for record in records}) == 300
+
+
+async def test_haste_on_a_kept_connection(proxy: Proxy, upstream: Upstream) -> None:
+    """On one connection each request has its own patience: neither the one before makes it shorter, nor
+    longer.
+    """
+
+    async def slow(conn: Conn, received: Received) -> None:
+        await asyncio.sleep(0.8)
+        await answer()(conn, received)
+
+    hasty = [(b"x-stainless-read-timeout", b"0.6")]
+    upstream.will(answer(), slow, answer(), hang())
+    assert (await call(proxy.port, chat(), headers=hasty)).status == 200
+    assert (await call(proxy.port, chat())).status == 200
+    assert (await call(proxy.port, chat())).status == 200
+    with within(5):
+        assert (await call(proxy.port, chat(), headers=hasty)).status == 504
+    assert len(upstream.connections) == 1
