@@ -5,18 +5,15 @@ a plain answer, and in each event that has one.
 """
 
 import re
-from collections.abc import Iterator
 
 from proxy.body import BodyError, find_model, splice
+from proxy.sse import TAIL, ends
 
 PLAIN_BYTES = 4 * 1024 * 1024
 """A plain answer up to this size is held until it is complete; a longer one passes as it is."""
 EVENT_BYTES = 1024 * 1024
 """The same of an event."""
 
-# As in `sse`: an event ends with an empty line, and CRLF is never two line ends.
-_BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
-_TAIL = 3
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data:[ \t]*+(\{[^\r\n]*)")
 _USUAL = b"data: {"  # all that most events have before their only line goes on
 _BOM = b"\xef\xbb\xbf"  # may begin a stream, and nothing else
@@ -57,14 +54,14 @@ class Echo:
         passed = []
         begin = 0
         held = bytes(self._held)
-        for end in _ends(held, self._searched):
+        for end in ends(held, self._searched):
             passed.append(self._event(held[begin:end]))
             begin = end
         del self._held[:begin]
         if self._passing or _is_long(self._held):
             self._passing = True
-            passed.append(self._take(max(0, len(self._held) - _TAIL)))
-        self._searched = max(0, len(self._held) - _TAIL)
+            passed.append(self._take(max(0, len(self._held) - TAIL)))
+        self._searched = max(0, len(self._held) - TAIL)
         return b"".join(passed)
 
     def _take(self, count: int) -> bytes:
@@ -97,21 +94,6 @@ class Echo:
         if found.model is None:
             return text
         return b"".join(splice(text, found, self._model))
-
-
-def _ends(held: bytes, start: int) -> Iterator[int]:
-    """Yield where each event in *held* ends, of those whose empty line stands behind *start*."""
-    if b"\r" in held:
-        for blank in _BLANK.finditer(held, start):
-            yield blank.end()
-        return
-    at = held.find(b"\n\n", start)
-    while at >= 0:
-        end = at + 2
-        while held.startswith(b"\n", end):
-            end += 1
-        yield end
-        at = held.find(b"\n\n", end)
 
 
 def _is_long(event: bytes | bytearray) -> bool:
