@@ -15,8 +15,8 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.http_writer import HttpVersion11, StreamWriter
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp_sse import EventSourceResponse
 
@@ -35,6 +35,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Exchange
 from proxy.headers import find, lines
+from proxy.heads import Head, Heads
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -58,18 +59,38 @@ class BrokenBody(Exception):
     """The rest of a body is not HTTP."""
 
 
+class Whole(EmptyStreamReader):
+    """A body that came in whole, together with its head."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def read_nowait(self, n: int = -1) -> bytes:
+        """Return what was not read yet."""
+        body, self._body = self._body, b""
+        return body
+
+
 class Request:
-    """A request's head and body as they come in, and the way back to its client.
+    """A request's head and body as they come in, and the way back to its client. *length* is how long the
+    body is said to be, None where only its end will tell.
 
     Takes the place of aiohttp's request, of which it is the part that a `RequestHandler` needs.
     """
 
-    __slots__ = ("_expects", "_payload", "_protocol", "message")
+    __slots__ = ("_expects", "_payload", "_protocol", "head", "length")
 
     def __init__(
-        self, message: RawRequestMessage, payload: StreamReader, protocol: "Handler"
+        self,
+        head: Head,
+        payload: StreamReader,
+        length: int | None,
+        protocol: "Handler",
     ) -> None:
-        self.message = message
+        self.head = head
+        self.length = length
         self._payload = payload
         self._protocol = protocol
         self._expects = False
@@ -111,14 +132,8 @@ class Request:
 
     @property
     def keep_alive(self) -> bool:
-        """Return whether the client's connection may be used again after this answer.
-
-        Not after a chunked request: aiohttp's parser makes its last trailer a header of the next
-        request on the connection (3.14.5), so there must be no next one.
-        """
-        message = self.message
-        last = message.should_close or message.chunked or message.upgrade or self.http10
-        return not last and self._protocol.reusable
+        """Return whether the client's connection may be used again after this answer."""
+        return not self.head.last and self._protocol.reusable
 
     async def read(self, exchange: Exchange, limit: int, gate: Gate) -> Body:
         """Return the whole body, whose bytes are then held in *gate*.
@@ -126,8 +141,7 @@ class Request:
         Raises `ProxyError` for a body over *limit* bytes, one that stalls, one that is not framed
         as HTTP, and one for which there is no room.
         """
-        length = exchange.headers.first.get(b"content-length")
-        announced = int(length) if length is not None else 0
+        announced = self.length or 0
         if announced > limit:
             raise _too_large(limit)
         gate.check(announced)
@@ -152,14 +166,6 @@ class Request:
         exchange.bytes_in = len(body)
         self._protocol.watch()
         return body
-
-    @property
-    def length(self) -> int | None:
-        """Return how long the body is said to be, None where only its end will tell."""
-        if self.message.chunked:
-            return None
-        length = find(self.message.raw_headers, b"content-length")
-        return int(length) if length is not None else 0
 
     async def receive(self, exchange: Exchange) -> bytes:
         """Return the next piece of the body as it comes, nothing at its end. Raises `ProxyError`."""
@@ -218,12 +224,7 @@ class Request:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         writer = StreamWriter(self._protocol, loop)
-        return web.BaseRequest(self.message, self._payload, self._protocol, writer, task, loop)
-
-    @property
-    def http10(self) -> bool:
-        """Return whether the client speaks HTTP/1.0."""
-        return self.message.version < HttpVersion11
+        return web.BaseRequest(self.head.message, self._payload, self._protocol, writer, task, loop)
 
     def _cancel(self, error: BaseException) -> None:
         self._payload.set_exception(error)
@@ -243,7 +244,7 @@ class Request:
         `readany` does not see what broke a body in the very moment in which a chunk had ended.
         """
         payload = self._payload
-        while not payload._buffer and not payload.is_eof():
+        while not payload.is_eof() and not payload._buffer:
             if (error := payload.exception()) is not None:
                 raise error
             await payload._wait("any")
@@ -270,8 +271,11 @@ class Handler(RequestHandler):
     __slots__ = (
         "_answering",
         "_deaf",
+        "_due",
+        "_given",
         "_head_bytes",
         "_head_timer",
+        "_heads",
         "_held",
         "_incoming",
         "_lookout",
@@ -281,7 +285,11 @@ class Handler(RequestHandler):
     )
 
     def __init__(
-        self, manager: web.Server, answering: Answering, loop: asyncio.AbstractEventLoop
+        self,
+        manager: web.Server,
+        answering: Answering,
+        heads: Heads,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(
             manager,
@@ -296,6 +304,9 @@ class Handler(RequestHandler):
             auto_decompress=False,
         )
         self._answering = answering
+        self._heads = heads
+        self._given = 0  # so many bytes has the parser had since it last stood between two requests
+        self._due: int | None = 0  # and after so many it does again, where that is known
         self.flow: Flow | None = None
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
@@ -345,6 +356,7 @@ class Handler(RequestHandler):
 
     def _take_body(self, data: bytes) -> None:
         incoming, known = self._incoming, len(self._messages)
+        self._given += len(data)
         super().data_received(data)
         if len(self._messages) > known:
             message, self._incoming = self._messages[-1]
@@ -356,8 +368,20 @@ class Handler(RequestHandler):
                 self._await_head()
 
     def _take_head(self, data: bytes) -> None:
+        begins = self._given == self._due
+        if begins:
+            found = self._heads.find(data)
+            if found is not None and not self._force_close and not self._close:
+                head, body = found
+                request = Request(head, Whole(body), len(body), self)
+                self._messages.append((cast(Any, request), EMPTY_PAYLOAD))
+                self._wake()
+                return
+            self._given = 0
         known = len(self._messages)
         self._head_bytes += len(data)
+        self._given += len(data)
+        self._due = None
         super().data_received(data)
         if len(self._messages) == known:
             if self._head_timer is not None or data.strip(b"\r\n"):  # empty lines begin none
@@ -371,7 +395,11 @@ class Handler(RequestHandler):
                     self._refuse_head(431)
                     break
         self._head_bytes = 0
-        self._incoming = self._messages[-1][1]
+        message, self._incoming = self._messages[-1]
+        if begins and len(self._messages) == known + 1 and isinstance(message, RawRequestMessage):
+            head, self._due = self._heads.learn(data, message)
+            request = Request(head, self._incoming, _length(message), self)
+            self._messages[-1] = cast(Any, request), self._incoming
         self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -407,7 +435,7 @@ class Handler(RequestHandler):
 
     def take(self, payload: StreamReader) -> bytes:
         """Return the whole of *payload*, which is complete."""
-        if self._reading_paused or payload is EMPTY_PAYLOAD:
+        if self._reading_paused or isinstance(payload, EmptyStreamReader):
             return payload.read_nowait()
         # What it would do beyond this is to wake a parser that is not asleep.
         pieces = payload._buffer
@@ -463,14 +491,19 @@ class Handler(RequestHandler):
             self._task_handler = None
             self.force_close()
 
-    async def _serve(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
+    async def _serve(
+        self, message: Request | RawRequestMessage | _ErrInfo, payload: StreamReader
+    ) -> bool:
         """Answer one request; return whether another one may follow."""
-        if isinstance(message, _ErrInfo):
-            request, keep_alive = Request(ERROR, payload, self), False
-            self._answering.malformed(request, _malformed(message))
-        else:
-            request = Request(message, payload, self)
+        if isinstance(message, Request):
+            request = message
             keep_alive = await self._answer(request)
+        elif isinstance(message, RawRequestMessage):
+            request = Request(Head(message), payload, _length(message), self)
+            keep_alive = await self._answer(request)
+        else:
+            request, keep_alive = Request(Head(ERROR), payload, 0, self), False
+            self._answering.malformed(request, _malformed(message))
         if self._deaf and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last
             # bytes of our answer with it: say that we are done, and let the client close.
@@ -486,7 +519,7 @@ class Handler(RequestHandler):
             keep_alive = await request.pass_over() and keep_alive
         return keep_alive and not self._deaf
 
-    async def _next(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
+    async def _next(self) -> tuple[Request | RawRequestMessage | _ErrInfo, StreamReader]:
         """Return the next request, or what came in its place, and its body."""
         if not self._messages:
             self._keepalive = True
@@ -540,6 +573,10 @@ class Handler(RequestHandler):
     def _refuse_head(self, status: int) -> None:
         self._stop_head_timer()
         self._messages.append((_ErrInfo(status, TimeoutError(), ""), EMPTY_PAYLOAD))
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the request taken that waits in `_messages`."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -558,6 +595,7 @@ class Server(web.Server):
             handler_cancellation=True,
         )
         self._answering = answering
+        self._heads = Heads()
 
     @property
     def handlers(self) -> list[Handler]:
@@ -569,7 +607,7 @@ class Server(web.Server):
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
-        return Handler(self, self._answering, asyncio.get_running_loop())
+        return Handler(self, self._answering, self._heads, asyncio.get_running_loop())
 
 
 def respond(
@@ -671,6 +709,11 @@ def _size(message: RawRequestMessage) -> int:
     """Return how long the head of *message* was, in bytes."""
     fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
     return len(message.path) + fields
+
+
+def _length(message: RawRequestMessage) -> int | None:
+    """Return how long the body behind *message* is said to be, None where only its end will tell."""
+    return None if message.chunked else int(find(message.raw_headers, b"content-length") or 0)
 
 
 def _has_surplus(data: bytes, payload: StreamReader) -> bool:

@@ -16,6 +16,9 @@ from proxy.headers import Headers, Pair
 from proxy.keys import Key
 from proxy.routes import Route, Upstream
 
+LEARNT = 16
+"""So many things are known of a head at a time."""
+
 Phase = Literal["unsent", "sent", "answered", "streaming"]
 """How far an attempt got: from `sent` on, it may have been executed, and billed."""
 
@@ -61,6 +64,7 @@ class Attempt:
 class Exchange:
     """One client request and its answer, from its head to its record.
 
+    *learnt* is what was found out about this head when it came before, by those who did (see `heads`).
     *received* is when the head was complete, *read* when the body was; *relayed* when the first
     byte of the answer went out. *echo* is the name to put into the answer. All in loop time. *finished*: the client has the marker that ends
     its stream, so that leaving now breaks nothing off.
@@ -76,6 +80,7 @@ class Exchange:
     client_ip: str | None
     received: float
 
+    learnt: dict[object, Any] = field(default_factory=dict)
     dialect: Dialect | None = None
     suffix: str = ""
     key: Key | None = None
@@ -100,6 +105,12 @@ class Exchange:
     upstream_request_id: str | None = None
     quiet: bool = False
     finished: bool = False
+
+    def learn(self, what: object, value: Any) -> None:
+        """Note what was found out about this head."""
+        if len(self.learnt) >= LEARNT:
+            self.learnt.clear()
+        self.learnt[what] = value
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""

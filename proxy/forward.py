@@ -243,6 +243,10 @@ class Forward:
         if surface.auth != "keys":
             return None
         keys = self._snapshot.keys
+        learnt: tuple[str, str, Key] | None = exchange.learnt.get(keys)
+        if learnt is not None and learnt[0] == exchange.query:
+            exchange.query = learnt[1]
+            return learnt[2]
         refusal: str | None = None
         for presented in _presented(exchange, surface):
             key = keys.find(presented)
@@ -251,8 +255,11 @@ class Forward:
             elif key.expires is not None and key.expired(datetime.now(UTC)):
                 refusal = f'The key "{key.name}" has expired.'
             else:
-                if exchange.query:
-                    exchange.query = without_keys(exchange.query, keys)
+                query = exchange.query
+                if query:
+                    exchange.query = without_keys(query, keys)
+                if key.expires is None:
+                    exchange.learn(keys, (query, exchange.query, key))
                 return key
         if refusal is None:
             wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
@@ -375,6 +382,8 @@ def _token(value: bytes) -> bytes:
 
 
 def _refuse_encoded(exchange: Exchange) -> None:
+    if b"content-encoding" not in exchange.headers.first:
+        return
     for coding in exchange.headers.every(b"content-encoding"):
         if coding.lower() not in (b"", b"identity"):
             message = "Request bodies must not be compressed: send no Content-Encoding."

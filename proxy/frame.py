@@ -100,7 +100,6 @@ class Frame:
         self._sessions = sessions
         self._clock = clock
         self._places: dict[tuple[str, str], Place] = {}  # what was found before
-        self._host: bytes | None = None  # the last one that was good
 
     async def handle(self, request: Request) -> bool:
         """Answer one request, whatever it is, and leave one record of it; return whether the client's
@@ -131,20 +130,19 @@ class Frame:
         self._settle(exchange)
 
     def _begin(self, request: Request) -> Exchange:
-        message = request.message
-        path, _, query = message.path.partition("?")
-        peer = request.peername
+        head = request.head
         return Exchange(
             id=self._new_id(),
             surface=self.surface.name,
-            method=message.method,
-            path=path,
-            query=query,
-            headers=Headers(message.raw_headers),
-            http10=request.http10,
-            client_ip=self._client_ip(peer, message.raw_headers),
+            method=head.method,
+            path=head.path,
+            query=head.query,
+            headers=head.headers,
+            http10=head.http10,
+            client_ip=self._client_ip(request.peername, head.headers),
             received=self._clock(),
             cors=bool(self.surface.cors),
+            learnt=head.learnt,
         )
 
     def _client_ip(self, peer: object, headers: Iterable[Pair]) -> str | None:
@@ -167,6 +165,15 @@ class Frame:
 
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
+        learnt: tuple[Place, object] | None = exchange.learnt.get(self)
+        if learnt is None or learnt[1] != request.sockname:
+            return self._judge(exchange, request)
+        endpoint, located = learnt[0]
+        _enter(exchange, endpoint, located)
+        return endpoint
+
+    def _judge(self, exchange: Exchange, request: Request) -> Endpoint:
+        """Do what `_endpoint` does with a head that was not judged before."""
         self._check_form(exchange, request)
         expect = None if exchange.http10 else exchange.headers.first.get(b"expect")
         if expect is not None:
@@ -177,15 +184,12 @@ class Frame:
             if exchange.method == "OPTIONS":
                 return PREFLIGHT
         found = self._look_up(exchange.method, exchange.path)
-        if request.message.upgrade and (found is None or not found[0].upgrades):
+        if request.head.upgrade and (found is None or not found[0].upgrades):
             raise ProxyError(BAD_REQUEST, "There is no upgrade to another protocol here.")
         if found is None:
             raise ProxyError(NOT_FOUND, "There is nothing at this path.")
         endpoint, located = found
-        if located is not None:
-            exchange.dialect = located.dialect
-            exchange.suffix = located.suffix
-        exchange.quiet = endpoint.always_open
+        _enter(exchange, endpoint, located)
         if self.surface.auth == "none" and not endpoint.always_open:
             self._check_origin(exchange, request)
         if exchange.method not in endpoint.methods:
@@ -196,6 +200,9 @@ class Frame:
             self._check_upgrade(exchange, request)
         if expect is not None and expect.lower() != b"100-continue":
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
+        if expect is None and origin is None and exchange.path is request.head.path:
+            exchange.learnt.clear()  # all else there was found out under another configuration
+            exchange.learnt[self] = found, request.sockname
         return endpoint
 
     def _look_up(self, method: str, path: str) -> Place | None:
@@ -208,21 +215,16 @@ class Frame:
 
     def _check_form(self, exchange: Exchange, request: Request) -> None:
         """Refuse what the parser lets through and two readers could take for two things."""
-        message = request.message
+        head = request.head
         host = exchange.headers.first.get(b"host")
-        if host is None or host != self._host:
-            if host is None:
-                valid = exchange.http10
-            else:
-                valid = host_name(host.decode("latin-1")) is not None
-            if not valid:
-                raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
-            self._host = host
-        if message.version not in ((1, 1), (1, 0)):
+        name = None if host is None else host_name(host.decode("latin-1"))
+        if name is None and not (host is None and exchange.http10):
+            raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
+        if head.message.version not in ((1, 1), (1, 0)):
             raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
-        if message.method == "CONNECT":
+        if head.method == "CONNECT":
             raise ProxyError(BAD_REQUEST, "CONNECT is not supported.")
-        if exchange.http10 and message.chunked:
+        if exchange.http10 and head.chunked:
             raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
         coding = exchange.headers.first.get(b"transfer-encoding")
         if coding is not None and coding.lower() != b"chunked":
@@ -237,12 +239,12 @@ class Frame:
                 raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
             exchange.path = slash + path
         known = (exchange.method, exchange.path) in self._places
-        if (not known and is_unsafe(exchange.path)) or "#" in message.path:
+        if (not known and is_unsafe(exchange.path)) or "#" in head.message.path:
             raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
 
     def _check_upgrade(self, exchange: Exchange, request: Request) -> None:
         """Refuse what is not the beginning of a WebSocket (RFC 6455 section 4.2.1)."""
-        if not request.message.upgrade or exchange.http10:  # RFC 9110 section 7.8
+        if not request.head.upgrade or exchange.http10:  # RFC 9110 section 7.8
             wanted = (("Upgrade", "websocket"),)
             raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
         protocol = exchange.headers.first.get(b"upgrade", b"")
@@ -304,3 +306,11 @@ class Frame:
         """Write the record. Nothing here waits, so no cancellation can come between."""
         self._sessions.discard(exchange)
         self._log.line(exchange.record(self._clock()), quiet=exchange.quiet)
+
+
+def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> None:
+    """Note where *exchange* has come in."""
+    if located is not None:
+        exchange.dialect = located.dialect
+        exchange.suffix = located.suffix
+    exchange.quiet = endpoint.always_open

@@ -100,14 +100,20 @@ class Asked:
             framing = WEBSOCKET
             if dialect is not REALTIME:
                 framing = length(sum(map(len, content)))
-        to = address(target.upstream, dialect, suffix, query)
         signature = choice.signature(
             dialect,
             stream=exchange.stream or exchange.echo is not None,  # no name fits into gzip
             passthrough=self.passthrough,
             hidden=self._hidden(target.upstream),
         )
-        return to, [head(exchange.method, to, signature, exchange.headers, framing), *content]
+        learnt: tuple[str, str, Addressed, bytes] | None = exchange.learnt.get(signature)
+        if learnt is not None and learnt[0] == suffix and learnt[1] == query:
+            to, begun = learnt[2:]
+        else:
+            to = address(target.upstream, dialect, suffix, query)
+            begun = head(exchange.method, to, signature, exchange.headers)
+            exchange.learn(signature, (suffix, query, to, begun))
+        return to, [b"%b%b\r\n" % (begun, framing), *content]
 
     def _hidden(self, upstream: Upstream) -> bytes | None:
         """Return the header, in lower case, that chose the route and is nobody else's business."""

@@ -37,7 +37,7 @@ def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Ad
     return Addressed(base, target)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Signature:
     """What is added to the head of a request, as *lines*, and what of the client's has to go: *drop*,
     and with *tokens* the keys among its subprotocols. *defaults* are added where it sent none. It holds as
@@ -89,12 +89,11 @@ def sign(
     )
 
 
-def head(
-    method: str, to: Addressed, signature: Signature, client: Iterable[Pair], framing: bytes
-) -> bytes:
+def head(method: str, to: Addressed, signature: Signature, client: Iterable[Pair]) -> bytes:
     """Write the head of the request: copy the *client*'s headers, strip, then sign.
 
-    *framing* are the header lines that say where the request ends, or what it turns into.
+    What is missing are the lines that say where the request ends, or what it turns into, and the
+    empty one.
     """
     kept = outbound(client, drop=signature.drop, passthrough=signature.passthrough)
     if signature.tokens:
@@ -109,13 +108,7 @@ def head(
         target = f"http://{origin.authority}{target}"  # RFC 9112 section 3.2.2
         hop = proxy_authorization(origin).encode("ascii")
     first = f"{method} {target} HTTP/1.1\r\nHost: {origin.authority}\r\n"
-    return b"%b%b%b%b%b\r\n" % (
-        first.encode("utf-8", "surrogateescape"),
-        hop,
-        lines(kept),
-        added,
-        framing,
-    )
+    return first.encode("utf-8", "surrogateescape") + hop + lines(kept) + added
 
 
 def length(count: int) -> bytes:

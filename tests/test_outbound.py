@@ -45,7 +45,7 @@ def written(
         passthrough=passthrough,
     )
     to = address(upstream, dialect, "chat/completions", query)
-    return head(method, to, signature, client, framing)
+    return head(method, to, signature, client) + framing + b"\r\n"
 
 
 def values(text: bytes, name: bytes) -> list[bytes]:

@@ -213,8 +213,8 @@ def sent(upstream: Upstream, name: str) -> tuple[str, dict[bytes, bytes]]:
     to = address(upstream, dialect, SUFFIXES[name], "")
     credential = upstream.credentials[0] if upstream.credentials else None
     signature = sign(upstream, credential, dialect, stream=False, passthrough=False)
-    text = head("POST", to, signature, [], b"")
-    first, *rest = text.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    text = head("POST", to, signature, [])
+    first, *rest = text.removesuffix(b"\r\n").split(b"\r\n")
     headers = dict(line.split(b": ", 1) for line in rest)
     assert len(headers) == len(rest)
     target = first.split(b" ")[1].decode()
@@ -293,10 +293,10 @@ def test_anthropic() -> None:
     signature = sign(
         upstream, upstream.credentials[0], dialects.MESSAGES, stream=False, passthrough=False
     )
-    text = head("POST", to, signature, client, b"")
+    text = head("POST", to, signature, client)
     assert text == (
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.anthropic.com\r\n"
-        b"Anthropic-Version: 2026-10-21\r\nanthropic-beta: a,b\r\nx-api-key: sk-1\r\n\r\n"
+        b"Anthropic-Version: 2026-10-21\r\nanthropic-beta: a,b\r\nx-api-key: sk-1\r\n"
     )
 
 

@@ -1,0 +1,103 @@
+"""Request heads, and those among them that have come before.
+
+A client sends the same head with each of its requests, but for the number in its Content-Length. A
+head that the parser has read once is known by its bytes: when it comes again, nothing of it has to
+be parsed, or found out, a second time. Only equality counts here. What is not equal, or not read
+in one piece together with its whole body, is for the parser.
+"""
+
+import re
+from typing import Any
+
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import HttpVersion11
+
+from proxy.headers import Headers
+
+KNOWN_HEADS = 512
+"""So many are known at a time."""
+KNOWN_BYTES = 8 * 1024
+"""How long a head may be to be kept."""
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNORECASE)
+
+
+class Head:
+    """The head of a request, which may be that of many requests: all but the length of their bodies.
+
+    *last*: no other request may follow on the connection. *learnt* is what was found out about it, by
+    those who did, for the next time; they answer for its being true then.
+    """
+
+    __slots__ = (
+        "chunked",
+        "headers",
+        "http10",
+        "last",
+        "learnt",
+        "message",
+        "method",
+        "path",
+        "query",
+        "upgrade",
+    )
+
+    def __init__(self, message: RawRequestMessage) -> None:
+        self.message = message
+        self.method = message.method
+        self.path, _, self.query = message.path.partition("?")
+        self.headers = Headers(message.raw_headers)
+        self.http10 = message.version < HttpVersion11
+        self.chunked = bool(message.chunked)
+        self.upgrade = bool(message.upgrade)
+        # After a chunked request, aiohttp's parser makes its last trailer a header of the next
+        # request on the connection (3.14.5), so there must be no next one.
+        self.last = message.should_close or self.chunked or self.upgrade or self.http10
+        self.learnt: dict[object, Any] = {}
+
+
+class Heads:
+    """The heads of one address that are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self._bare: dict[bytes, Head] = {}  # those without a Content-Length
+
+    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+        """Return the head and the body that *data* is, where it is one whole request with a known head."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return None
+        said = _LENGTH.search(data, 0, end)
+        if said is None:
+            head = self._bare.get(data) if end == len(data) else None
+            return None if head is None else (head, b"")
+        if end + int(said[1]) != len(data):
+            return None
+        head = self._known.get(data[: said.start(1)] + data[said.end(1) : end])
+        return None if head is None else (head, data[end:])
+
+    def learn(self, data: bytes, message: RawRequestMessage) -> tuple[Head, int | None]:
+        """Return the head that *message* was parsed from, at the beginning of *data*, and how many bytes
+        it has with its body, None where that cannot be told.
+        """
+        head = Head(message)
+        end = data.find(b"\r\n\r\n") + 4
+        # A line for each header, and the first and the last one: else it is not what was parsed.
+        whole = data.startswith(b"%b " % message.method.encode("ascii")) and end >= 4
+        if head.last or not whole or data.count(b"\n", 0, end) != len(head.headers) + 2:
+            return head, None
+        said = _LENGTH.search(data, 0, end)
+        lengths = head.headers.every(b"content-length")
+        if lengths != ([] if said is None else [said[1]]):
+            return head, None
+        known, key = self._bare, data[:end]
+        if said is not None:
+            known, key = self._known, data[: said.start(1)] + data[said.end(1) : end]
+            end += int(said[1])
+        if len(key) > KNOWN_BYTES:
+            return head, end
+        if len(self._known) + len(self._bare) >= KNOWN_HEADS:
+            self._known.clear()
+            self._bare.clear()
+        return known.setdefault(key, head), end
