@@ -3,18 +3,14 @@
 A `Connection` carries one request at a time and hands the answer on as it arrives, from
 `data_received` to the relay in one call. The traps of the parser are all met here: it has no mode
 for answers without end (a close ends them), it reports 1xx as whole answers, it takes bytes after
-a body for the next answer, and it knows keep-alive only inside its own callback. After a 101 there
-is no parser any more: bytes are bytes, in both directions.
+a body for the next answer, and it knows keep-alive only inside its own callback. It appends the
+chunks of a body to a list by itself, as a call of ours for each would cost more than they do. After
+a 101 there is no parser any more: bytes are bytes, in both directions.
 """
 
 import asyncio
-import fcntl
 import os
 import re
-import socket
-import struct
-import sys
-import termios
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +32,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt
 from proxy.headers import Headers, Pair
+from proxy.peers import Stall, linger
 from proxy.routes import Timeouts
 
 STALE_SECONDS = 0.5
@@ -45,10 +42,6 @@ HEAD_BYTES = 256 * 1024
 JOINED_BYTES = 64 * 1024
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
-
-
-_LEFT = {7, 8}
-"""TCP_CLOSE and TCP_CLOSE_WAIT, as TCP_INFO says them (linux/tcp_states.h)."""
 
 
 _NO_HEADERS = Headers()
@@ -94,6 +87,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_clock",
         "_complete",
+        "_counted",
         "_drained",
         "_enough",
         "_failure",
@@ -131,6 +125,7 @@ class Connection(asyncio.Protocol):
         "headers",
         "idle_since",
         "leaving",
+        "on_body",
         "reason",
         "status",
         "transport",
@@ -140,6 +135,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
         self._clock = clock
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # a callback as the others below, but C calls C
         self._parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.born = self.idle_since = clock()
@@ -169,7 +166,8 @@ class Connection(asyncio.Protocol):
         self._until_close = False
         self._surplus = False
         self._head_bytes = 0
-        self._pieces: list[bytes] = []
+        self._pieces.clear()
+        self._counted = 0  # so many of the pieces are in `_untaken`
         self._untaken = 0
         self._full = False  # nothing is read, because nobody takes it
         self._paused = False  # nothing is read, because who takes it has enough
@@ -376,8 +374,6 @@ class Connection(asyncio.Protocol):
             self._surplus = True
             self.close()
             return
-        if self.status == 0 or self._interim:
-            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as switched:
@@ -389,8 +385,8 @@ class Connection(asyncio.Protocol):
             self._surplus = True
             if not self._complete:
                 self._fail(UPSTREAM_PROTOCOL, "sent an answer that is not HTTP")
-        if self.status == 0 and self._head_bytes > HEAD_BYTES:
-            self._fail(UPSTREAM_PROTOCOL, "sent too long a head")
+        if self._sink is None:
+            self._bound(len(data))
         self._deliver()
 
     def eof_received(self) -> bool:
@@ -443,8 +439,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            self._surplus = True
-            return
+            # A second answer: nothing of it may be taken for the body of the first.
+            raise httptools.HttpParserError("surplus")
         self._in_head = True
         self.reason = b""
         self._fields = []
@@ -475,17 +471,6 @@ class Connection(asyncio.Protocol):
         elif not self._interim:
             self._frame(status)
 
-    def on_body(self, body: bytes) -> None:
-        if self._complete:
-            return
-        self._pieces.append(body)
-        if self._sink is None:
-            self._untaken += len(body)
-            if self._untaken > UNTAKEN_BYTES and not self._full:
-                self._full = True
-                if not self.transport.is_closing():
-                    self.transport.pause_reading()
-
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
@@ -510,6 +495,22 @@ class Connection(asyncio.Protocol):
         framed = codings or b"content-length" in self.headers.first or status in BODILESS
         self._until_close = not framed
 
+    def _bound(self, size: int) -> None:
+        """Count *size* bytes that came while nobody takes them: a head may not be too long, and where
+        too much of a body waits, nothing is read for now.
+        """
+        if self.status == 0:
+            self._head_bytes += size
+            if self._head_bytes > HEAD_BYTES:
+                self._fail(UPSTREAM_PROTOCOL, "sent too long a head")
+            return
+        self._untaken += sum(map(len, self._pieces[self._counted :]))
+        self._counted = len(self._pieces)
+        if self._untaken > UNTAKEN_BYTES and not self._full and not self._complete:
+            self._full = True
+            if not self.transport.is_closing():
+                self.transport.pause_reading()
+
     def _deliver(self) -> None:
         """Hand on what has arrived: the head to who waits for it, the body to who takes it."""
         sink = self._sink
@@ -527,9 +528,10 @@ class Connection(asyncio.Protocol):
             elif self.status:
                 waiter.set_result(None)
             return
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            sink.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if pieces := self._pieces:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            sink.data(body)
         if self._complete:
             self._sink = None
             sink.end()
@@ -590,71 +592,3 @@ class Connection(asyncio.Protocol):
         elif self._raw and self._failure is None:
             self._failure = ProxyError(STREAM_TIMEOUT, "The upstream takes no more.")
             self._deliver()
-
-
-class Stall:
-    """Watches that the peer of *transport* takes at least a byte every *seconds*, until `stop`;
-    where it does not, calls *late*.
-    """
-
-    __slots__ = ("_late", "_left", "_loop", "_seconds", "_timer", "_transport")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        transport: asyncio.Transport,
-        seconds: float,
-        late: Callable[[], None],
-    ) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._seconds = seconds
-        self._late = late
-        self._left = outstanding(transport)
-        self._timer = loop.call_later(seconds, self._check)
-
-    def stop(self) -> None:
-        """Watch no longer."""
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        left = outstanding(self._transport)
-        if left < self._left:
-            self._left = left
-            self._timer = self._loop.call_later(self._seconds, self._check)
-        else:
-            self._late()
-
-
-def outstanding(transport: asyncio.Transport) -> int:
-    """Return how many bytes written to *transport* its peer has not taken: here, and in the kernel.
-
-    Only both together shrink whenever the peer takes a byte.
-    """
-    queued = bytearray(4)
-    sock = transport.get_extra_info("socket")
-    try:
-        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
-    except (OSError, AttributeError):
-        return transport.get_write_buffer_size()
-    return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
-
-
-def has_left(transport: asyncio.Transport) -> bool:
-    """Return whether the peer of *transport* has closed or reset the connection, though nothing of it
-    is read.
-    """
-    sock = transport.get_extra_info("socket")
-    try:
-        with socket.socket(fileno=os.dup(sock.fileno())) as same:
-            state = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except (OSError, AttributeError):  # a unix socket has no such state
-        return False
-    return state in _LEFT
-
-
-def linger(transport: asyncio.Transport) -> None:
-    """Make closing *transport* reset the connection, whatever is still unsent."""
-    sock = transport.get_extra_info("socket")
-    with suppress(OSError, AttributeError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -22,7 +22,7 @@ from aiohttp_sse import EventSourceResponse
 
 from proxy.admission import Gate
 from proxy.body import Body
-from proxy.connection import Flow, has_left
+from proxy.connection import Flow
 from proxy.errors import (
     BAD_REQUEST,
     CLIENT_STALLED,
@@ -36,6 +36,7 @@ from proxy.errors import (
 from proxy.exchange import Exchange
 from proxy.headers import find, lines
 from proxy.heads import Head, Heads
+from proxy.peers import has_left
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024

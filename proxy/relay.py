@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.connection import BODILESS, Connection, Flow, Stall
+from proxy.connection import BODILESS, Connection, Flow
 from proxy.dialects import Ending
 from proxy.echo import Echo
 from proxy.errors import (
@@ -28,6 +28,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import Headers, inbound, lines
+from proxy.peers import Stall
 from proxy.routes import Timeouts
 from proxy.sse import Tap
 

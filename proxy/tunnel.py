@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.connection import Connection, Flow, Stall
+from proxy.connection import Connection, Flow
 from proxy.errors import (
     CLIENT_STALLED,
     SHUTDOWN,
@@ -18,6 +18,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import find, inbound, lines
+from proxy.peers import Stall
 from proxy.routes import Timeouts
 from proxy.websocket import Frames
 

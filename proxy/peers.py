@@ -1,0 +1,85 @@
+"""What the kernel knows of the peer of a transport, though nothing of it is read or said.
+
+Of every kind of socket, TCP, unix, with or without TLS; what a transport has none for is not known.
+"""
+
+import asyncio
+import fcntl
+import select
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+
+_LEFT = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+"""What `poll` says of a peer that sends no more; where it cannot, at least of one that is gone."""
+
+
+class Stall:
+    """Watches that the peer of *transport* takes at least a byte every *seconds*, until `stop`;
+    where it does not, calls *late*.
+    """
+
+    __slots__ = ("_late", "_left", "_loop", "_seconds", "_timer", "_transport")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.Transport,
+        seconds: float,
+        late: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._seconds = seconds
+        self._late = late
+        self._left = outstanding(transport)
+        self._timer = loop.call_later(seconds, self._check)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left = outstanding(self._transport)
+        if left < self._left:
+            self._left = left
+            self._timer = self._loop.call_later(self._seconds, self._check)
+        else:
+            self._late()
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Return how many bytes written to *transport* its peer has not taken: here, and in the kernel.
+
+    Only both together shrink whenever the peer takes a byte.
+    """
+    queued = bytearray(4)
+    sock = transport.get_extra_info("socket")
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+    except (OSError, AttributeError):
+        return transport.get_write_buffer_size()
+    return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Return whether the peer of *transport* has closed the connection, half of it, or reset it, though
+    nothing of it is read.
+    """
+    sock = transport.get_extra_info("socket")
+    poll = select.poll()
+    try:
+        poll.register(sock, _LEFT)
+    except (TypeError, ValueError):  # there is no socket, or no longer
+        return False
+    return any(event & _LEFT for _, event in poll.poll(0))
+
+
+def linger(transport: asyncio.Transport) -> None:
+    """Make closing *transport* reset the connection, whatever is still unsent."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
