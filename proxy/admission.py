@@ -30,8 +30,9 @@ class Gate:
             raise ProxyError(DRAINING, "The proxy is shutting down.", headers=_RETRY)
         if self.inflight >= self.max_inflight:
             raise ProxyError(OVERLOADED, "The proxy is at its limit of requests.", headers=_RETRY)
+        if self.inflight == 0:
+            self.empty.clear()
         self.inflight += 1
-        self.empty.clear()
 
     def leave(self) -> None:
         """Let an exchange out that was let in."""

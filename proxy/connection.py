@@ -32,6 +32,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt
 from proxy.headers import Headers, Pair
+from proxy.outbox import Outbox, Outgoing
 from proxy.peers import Stall, linger
 from proxy.routes import Timeouts
 
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         "_interims",
         "_kept",
         "_late_at",
-        "_loop",
+        "_outbox",
         "_parser",
         "_paused",
         "_pieces",
@@ -125,6 +126,7 @@ class Connection(asyncio.Protocol):
         "headers",
         "idle_since",
         "leaving",
+        "loop",
         "on_body",
         "reason",
         "status",
@@ -132,9 +134,12 @@ class Connection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
-        self._loop = loop
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], outbox: Outbox
+    ) -> None:
+        self.loop = loop
         self._clock = clock
+        self._outbox = outbox
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # a callback as the others below, but C calls C
         self._parser = httptools.HttpResponseParser(self)
@@ -206,7 +211,7 @@ class Connection(asyncio.Protocol):
         self._begin(timeouts)
         if self.transport.is_closing():
             raise self._dead("unsent")
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         self._sent_at = self._clock()
         self._upgrade = upgrade
         self.used += 1
@@ -216,7 +221,7 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.writelines(pieces)
         if upload is not None:
-            self._pump = self._loop.create_task(self._send(upload, patience))
+            self._pump = self.loop.create_task(self._send(upload, patience))
         else:
             self._await_first_byte(patience)
         try:
@@ -248,14 +253,14 @@ class Connection(asyncio.Protocol):
 
     def _set_timer(self, seconds: float) -> None:
         self._rings_at = self._clock() + seconds
-        self._timer = self._loop.call_later(seconds, self._check_late)
+        self._timer = self.loop.call_later(seconds, self._check_late)
 
     async def _send(self, upload: Upload, patience: float | None) -> None:
         """Send the body of a request as it comes, and no faster than it is taken."""
         try:
             while piece := await upload.read():
                 if self._uploading:
-                    self._drained = self._loop.create_future()
+                    self._drained = self.loop.create_future()
                     await self._drained
                 if self.transport.is_closing():
                     return
@@ -278,8 +283,8 @@ class Connection(asyncio.Protocol):
         it, when it is complete, or broken, or *limit* bytes long, or after *seconds*.
         """
         self._late_at = inf
-        self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, self._seen)
+        self._waiter = self.loop.create_future()
+        timer = self.loop.call_later(seconds, self._seen)
         self._enough = lambda body: len(body) >= limit or enough(body)
         try:
             self._deliver()
@@ -336,7 +341,7 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.close()
             self.leaving = True
-            self._loop.call_later(seconds, self.transport.abort)
+            self.loop.call_later(seconds, self.transport.abort)
 
     def _quiet(self) -> None:
         if self._timer is not None:
@@ -362,7 +367,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = Outgoing(cast(asyncio.Transport, transport), self._outbox)
 
     def data_received(self, data: bytes) -> None:
         if self._raw:
@@ -421,7 +426,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._uploading = True
         if self._timeouts.write is not None:
-            self._stall = Stall(self._loop, self.transport, self._timeouts.write, self._not_taken)
+            self._stall = Stall(self.loop, self.transport, self._timeouts.write, self._not_taken)
         if self.flow is not None:
             self.flow.pause_writing()
 

@@ -6,7 +6,7 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Protocol, cast
@@ -36,6 +36,7 @@ from proxy.errors import (
 from proxy.exchange import Exchange
 from proxy.headers import find, lines
 from proxy.heads import Head, Heads
+from proxy.outbox import Outbox, Outgoing
 from proxy.peers import has_left
 
 LINE_BYTES = 16 * 1024
@@ -99,12 +100,12 @@ class Request:
     # What forward and relay need
 
     @property
-    def transport(self) -> asyncio.Transport | None:
+    def transport(self) -> Outgoing | None:
         """Return the client's transport, None once the client is gone."""
-        return self._protocol.transport
+        return cast(Outgoing | None, self._protocol.transport)
 
     @transport.setter
-    def transport(self, transport: asyncio.Transport | None) -> None:
+    def transport(self, transport: Outgoing | None) -> None:
         raise AttributeError("the protocol owns its transport")
 
     @property
@@ -259,7 +260,7 @@ class Answering(Protocol):
     def leaving(self) -> bool:
         """Return whether no connection may be used for another request."""
 
-    async def handle(self, request: Request) -> bool:
+    def handle(self, request: Request) -> Awaitable[bool]:
         """Answer one request, whatever it is; return whether another one may follow."""
 
     def malformed(self, request: Request, error: ProxyError) -> None:
@@ -280,6 +281,7 @@ class Handler(RequestHandler):
         "_held",
         "_incoming",
         "_lookout",
+        "_outbox",
         "_surplus",
         "_take",
         "flow",
@@ -290,6 +292,7 @@ class Handler(RequestHandler):
         manager: web.Server,
         answering: Answering,
         heads: Heads,
+        outbox: Outbox,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(
@@ -306,6 +309,7 @@ class Handler(RequestHandler):
         )
         self._answering = answering
         self._heads = heads
+        self._outbox = outbox
         self._given = 0  # so many bytes has the parser had since it last stood between two requests
         self._due: int | None = 0  # and after so many it does again, where that is known
         self.flow: Flow | None = None
@@ -402,6 +406,9 @@ class Handler(RequestHandler):
             request = Request(head, self._incoming, _length(message), self)
             self._messages[-1] = cast(Any, request), self._incoming
         self._surplus = self._incoming.is_eof() and _has_surplus(data, self._incoming)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(Outgoing(cast(asyncio.Transport, transport), self._outbox))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -557,11 +564,8 @@ class Handler(RequestHandler):
 
     def force_close(self) -> None:
         """Close, but not at the mercy of a client that never takes its last bytes."""
-        self._see_off()
-        super().force_close()
-
-    def _see_off(self) -> None:
         transport = self.transport
+        super().force_close()
         if transport is not None and transport.get_write_buffer_size():
             self._loop.call_later(1.0, _give_up_on, transport, self._loop)
 
@@ -597,6 +601,7 @@ class Server(web.Server):
         )
         self._answering = answering
         self._heads = Heads()
+        self._outbox: Outbox | None = None
 
     @property
     def handlers(self) -> list[Handler]:
@@ -608,7 +613,10 @@ class Server(web.Server):
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
-        return Handler(self, self._answering, self._heads, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        if self._outbox is None:
+            self._outbox = Outbox(loop)
+        return Handler(self, self._answering, self._heads, self._outbox, loop)
 
 
 def respond(

@@ -46,6 +46,8 @@ from proxy.target import model_in_path, model_in_query, streams
 from proxy.tunnel import Caller, Tunnel
 
 HOOK_BYTES = 1024 * 1024
+MATCHED = 1000
+"""So many models are known by heart."""
 
 
 class Inbound(Downstream, Caller, Protocol):
@@ -85,6 +87,7 @@ class Forward:
         self._gate = gate
         self._relays = relays
         self._clock = clock
+        self._matched: dict[tuple[str | None, str, str], tuple[str, str, Upstream, Route]] = {}
         self._whole: dict[Upstream, Target] = {}  # what carries no model goes to an upstream whole
 
     async def handle(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> bool:
@@ -272,6 +275,24 @@ class Forward:
         self, exchange: Exchange, surface: Surface, asked: str | None
     ) -> tuple[Route, tuple[Group, ...]]:
         """Find the route of the model *asked* for, and where it leads; pin it to *exchange*."""
+        dialect, key = exchange.dialect, exchange.key
+        assert dialect is not None
+        place = asked, surface.name, dialect.name
+        matched = self._matched.get(place)
+        if matched is not None and (key is None or key.models is None):
+            exchange.model, exchange.model_sent, exchange.upstream, exchange.route = matched
+            return exchange.route, exchange.route.groups
+        route, groups = self._find_route(exchange, surface, asked)
+        model, sent, upstream = exchange.model, exchange.model_sent, exchange.upstream
+        assert model is not None and sent is not None and upstream is not None
+        if route.switch is None and len(self._matched) < MATCHED:
+            self._matched[place] = model, sent, upstream, route
+        return route, groups
+
+    def _find_route(
+        self, exchange: Exchange, surface: Surface, asked: str | None
+    ) -> tuple[Route, tuple[Group, ...]]:
+        """Do what `_match` does, for what was not matched before."""
         key, routes = exchange.key, self._snapshot.routes
         if asked is None:
             if routes.match("default") is None or not surface.shows("default"):

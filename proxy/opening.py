@@ -31,7 +31,7 @@ from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, 
 from proxy.routes import Group, Route, Target, Upstream
 from proxy.sse import error_in, has_event
 from proxy.target import path_for, query_for
-from proxy.transport import Transport
+from proxy.transport import Transport, least
 
 Pieces = Sequence[bytes | memoryview]
 Tell = Callable[..., object]
@@ -239,13 +239,12 @@ class _Opening:
     def _end_of_patience(self, target: Target) -> float | None:
         """Return when an answer must have begun: before the route's time is up, and the SDK's."""
         exchange = self._asked.exchange
-        limits = [target.retry.deadline, target.timeouts.total]
+        limit = least(target.retry.deadline, target.timeouts.total)
         told = exchange.headers.first.get(b"x-stainless-read-timeout")
         if told is not None and len(told) < 16 and told.replace(b".", b"", 1).isdigit():
             seconds = float(told)
-            limits.append(max(seconds - MARGIN_SECONDS, seconds / 2))
-        known = [limit for limit in limits if limit is not None]
-        return exchange.received + min(known) if known else None
+            limit = least(limit, max(seconds - MARGIN_SECONDS, seconds / 2))
+        return None if limit is None else exchange.received + limit
 
     def _seconds_left(self) -> float | None:
         return None if self._deadline is None else self._deadline - self._clock()

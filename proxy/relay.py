@@ -9,6 +9,7 @@ never look finished.
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 from proxy.connection import BODILESS, Connection, Flow
@@ -28,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import Headers, inbound, lines
+from proxy.outbox import Outgoing
 from proxy.peers import Stall
 from proxy.routes import Timeouts
 from proxy.sse import Tap
@@ -43,7 +45,7 @@ _COMMENT = b": keepalive\n\n"
 class Downstream(Protocol):
     """The client's connection."""
 
-    transport: asyncio.Transport | None
+    transport: Outgoing | None
     flow: Flow | None
 
     @property
@@ -98,7 +100,7 @@ class Relay:
     ) -> None:
         transport = client.transport
         assert transport is not None  # else this task has been cancelled
-        self._loop = asyncio.get_running_loop()
+        self._loop = upstream.loop
         self._clock = clock
         self._exchange = exchange
         self._attempt = attempt
@@ -172,10 +174,13 @@ class Relay:
         self._last = self._clock()
         self._exchange.bytes_out += len(data)
         echo = self._echo
-        if echo is None:
+        if echo is not None:
+            if named := echo.feed(data):
+                self._write(named)
+        elif self._begun or not self._chunked:
             self._write(data)
-        elif named := echo.feed(data):
-            self._write(named)
+        else:  # an event, as nearly all are
+            self._out.pass_on(b"%x\r\n%b\r\n" % (len(data), data))
         tap = self._tap
         if tap is not None:
             tap.feed(data)
@@ -284,12 +289,16 @@ class Relay:
         return dialect.ending
 
     def _write(self, data: bytes) -> None:
+        begun = self._begun
         if self._chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._begun:
-            data = self._begun + data
+            data = b"%b%x\r\n%b\r\n" % (begun, len(data), data)
+        elif begun:
+            data = begun + data
+        if begun:
             self._begun = b""
-        self._out.write(data)
+            self._out.write(data)
+        else:
+            self._out.pass_on(data)
 
     def _write_rest(self) -> None:
         """Write what was held back to put a name into it."""
@@ -303,7 +312,7 @@ class Relay:
         if not self._out.is_closing():
             self._write_rest()
             if self._chunked:
-                self._out.write(self._begun + b"0\r\n\r\n")
+                self._out.pass_on(self._begun + b"0\r\n\r\n")
             elif self._begun:
                 self._out.write(self._begun)
             self._begun = b""
@@ -391,7 +400,12 @@ def _has_model(headers: Headers) -> bool:
 
 def _kind(headers: Headers) -> bytes:
     """Return the media type that *headers* announce, in lower case."""
-    return headers.first.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return _media_type(headers.first.get(b"content-type", b""))
+
+
+@lru_cache(maxsize=256)
+def _media_type(value: bytes) -> bytes:
+    return value.partition(b";")[0].strip().lower()
 
 
 def is_plain(headers: Headers) -> bool:

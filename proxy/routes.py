@@ -28,12 +28,18 @@ class Origin:
     ca: str | None = None
     authority: str = field(init=False, compare=False, repr=False)
     """The `Host` header's value (RFC 9110 section 7.2)."""
+    _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         usual = {"http": 80, "https": 443}.get(self.scheme)
         authority = host if self.port == usual else f"{host}:{self.port}"
         object.__setattr__(self, "authority", authority)
+        place = self.scheme, self.host, self.port, self.proxy, self.ca
+        object.__setattr__(self, "_hash", hash(place))
+
+    def __hash__(self) -> int:
+        return self._hash  # it is asked for with each request
 
 
 @dataclass(frozen=True, slots=True)

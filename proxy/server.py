@@ -55,9 +55,9 @@ class Face:
         """Return whether no connection may be used for another request."""
         return self.left or self.frame.gate.draining
 
-    async def handle(self, request: Request) -> bool:
+    def handle(self, request: Request) -> Awaitable[bool]:
         """Answer one request, to its end, as the present snapshot says; see `Frame.handle`."""
-        return await self.frame.handle(request)
+        return self.frame.handle(request)
 
     def malformed(self, request: Request, error: ProxyError) -> None:
         """Answer what could not be parsed as a request."""

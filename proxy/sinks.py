@@ -129,7 +129,8 @@ class Log:
         if quiet and not self._debug:
             return
         level = "debug" if quiet else "info"
-        event = {"ts": datetime.now(UTC), "level": level, "event": "exchange", **record}
+        event = {"ts": datetime.now(UTC), "level": level, "event": "exchange"}
+        event |= record
         lost = self._writer.dropped - self._reported
         if lost:
             event["log_lines_dropped"] = lost

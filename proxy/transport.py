@@ -27,6 +27,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt
 from proxy.outbound import proxy_authorization
+from proxy.outbox import Outbox
 from proxy.routes import Origin, Timeouts
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Transport:
         self._dials = dials
         self._clock = clock
         self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop)
         self._resolver = Resolver(clock)
         self._contexts: dict[str | None, ssl.SSLContext] = {}
         self._idle: dict[tuple[str, Origin], list[Connection]] = {}
@@ -83,11 +85,11 @@ class Transport:
         connection = None if fresh else self._take(key)
         if connection is None:
             begun = self._clock()
-            connection = await self._connect(origin, _least(timeouts.connect, seconds))
+            connection = await self._connect(origin, least(timeouts.connect, seconds))
             self._open.add(connection)
             if seconds is not None:
                 seconds -= self._clock() - begun
-        patience = _least(timeouts.first_byte, seconds)
+        patience = least(timeouts.first_byte, seconds)
         try:
             await connection.ask(pieces, timeouts, attempt, patience, upload, upgrade=upgrade)
         except BaseException:
@@ -247,7 +249,7 @@ class Transport:
 
     async def _wrap(self, sock: socket.socket, **tls: Any) -> Connection:
         _, connection = await self._loop.create_connection(
-            lambda: Connection(self._loop, self._clock), sock=sock, **tls
+            lambda: Connection(self._loop, self._clock, self._outbox), sock=sock, **tls
         )
         return connection
 
@@ -331,7 +333,7 @@ async def in_thread(call: Callable[[], T]) -> T:
     return await future
 
 
-def _least(one: float | None, other: float | None) -> float | None:
+def least(one: float | None, other: float | None) -> float | None:
     """Return the shorter of two times, in seconds; None is for ever."""
     if one is None or other is None:
         return other if one is None else one

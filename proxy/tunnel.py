@@ -18,6 +18,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import find, inbound, lines
+from proxy.outbox import Outgoing
 from proxy.peers import Stall
 from proxy.routes import Timeouts
 from proxy.websocket import Frames
@@ -31,7 +32,7 @@ _RESTARTS = b"\x88\x02\x03\xf4"
 class Caller(Protocol):
     """The client's connection, of which a tunnel takes every byte."""
 
-    transport: asyncio.Transport | None
+    transport: Outgoing | None
     flow: Flow | None
 
     def tunnel(self, take: Callable[[bytes], None]) -> None:

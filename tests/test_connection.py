@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.connection import UNTAKEN_BYTES, Connection
 from proxy.errors import UPSTREAM_PROTOCOL, ProxyError, UpstreamFailure
 from proxy.exchange import Attempt
+from proxy.outbox import Outbox
 from proxy.routes import Timeouts
 from tests.harness.upstream import CHUNKED, SSE, chunk, head
 
@@ -22,7 +23,9 @@ async def test_nothing_of_a_closed_one() -> None:
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    _, connection = await loop.create_connection(lambda: Connection(loop, loop.time), sock=ours)
+    _, connection = await loop.create_connection(
+        lambda: Connection(loop, loop.time, Outbox(loop)), sock=ours
+    )
     with theirs:
         connection.close()
         await asyncio.sleep(0.01)
@@ -37,7 +40,9 @@ async def test_no_such_status(status: bytes) -> None:
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    _, connection = await loop.create_connection(lambda: Connection(loop, loop.time), sock=ours)
+    _, connection = await loop.create_connection(
+        lambda: Connection(loop, loop.time, Outbox(loop)), sock=ours
+    )
     with theirs:
         answer = b"HTTP/1.1 " + status + b" Bond\r\nContent-Length: 0\r\n\r\n"
         asking = connection.ask([b"x"], Timeouts(), Attempt("up", 0.0))
@@ -95,7 +100,7 @@ class Wire(asyncio.Transport):
 def asked() -> Connection:
     """Return a connection that waits for an answer, and for nothing else."""
     loop = asyncio.new_event_loop()
-    connection = Connection(loop, loop.time)
+    connection = Connection(loop, loop.time, Outbox(loop))
     connection.busy = True
     loop.close()
     return connection
@@ -264,7 +269,9 @@ async def fresh() -> AsyncIterator[tuple[Connection, socket.socket]]:
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    _, connection = await loop.create_connection(lambda: Connection(loop, loop.time), sock=ours)
+    _, connection = await loop.create_connection(
+        lambda: Connection(loop, loop.time, Outbox(loop)), sock=ours
+    )
     with theirs:
         yield connection, theirs
         connection.close()

@@ -9,6 +9,7 @@ import pytest
 from proxy.connection import Connection
 from proxy.errors import STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Attempt
+from proxy.outbox import Outbox
 from proxy.reader import HELD_BYTES, Reader
 from proxy.routes import Timeouts
 
@@ -45,7 +46,9 @@ async def peer() -> AsyncIterator[Peer]:
         theirs, _ = listener.accept()
     ours.setblocking(False)
     theirs.setblocking(False)
-    _, connection = await loop.create_connection(lambda: Connection(loop, loop.time), sock=ours)
+    _, connection = await loop.create_connection(
+        lambda: Connection(loop, loop.time, Outbox(loop)), sock=ours
+    )
     with theirs:
         yield Peer(connection, theirs)
         connection.close()

@@ -21,6 +21,7 @@ from proxy import connection as wire
 from proxy import transport
 from proxy.errors import ProxyError
 from proxy.exchange import Attempt
+from proxy.outbox import Outbox
 from proxy.routes import Timeouts
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, call, chat, request
@@ -1282,7 +1283,7 @@ def test_heads_in_two_pieces(cut: int) -> None:
     """A head is the same wherever the network has split it."""
     loop = asyncio.new_event_loop()
     try:
-        whole, split = (wire.Connection(loop, time.monotonic) for _ in range(2))
+        whole, split = (wire.Connection(loop, time.monotonic, Outbox(loop)) for _ in range(2))
         for connection, pieces in ((whole, [SSE_HEAD]), (split, [SSE_HEAD[:cut], SSE_HEAD[cut:]])):
             connection.busy = True
             for piece in pieces:
@@ -1319,7 +1320,7 @@ async def test_a_break_before_anybody_listens(rest: bytes) -> None:
     with theirs:
         theirs.setblocking(False)
         _, connection = await loop.create_connection(
-            lambda: wire.Connection(loop, time.monotonic), sock=ours
+            lambda: wire.Connection(loop, time.monotonic, Outbox(loop)), sock=ours
         )
         asked = connection.ask([b"POST / HTTP/1.1\r\n\r\n"], Timeouts(), Attempt("up", 0.0))
         await loop.sock_sendall(theirs, SSE_HEAD + chunk(b": one\n\n"))

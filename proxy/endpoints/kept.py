@@ -1,5 +1,7 @@
 """What is kept at a vendor (files, batches, finished answers): it carries no model, and goes by path."""
 
+from collections.abc import Awaitable
+
 from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
@@ -13,7 +15,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 def endpoint(forward: Forward, surface: Surface, upstream: Upstream) -> Endpoint:
     """Return what answers from *upstream*."""
 
-    async def handle(exchange: Exchange, request: Request) -> bool:
-        return await forward.carry(exchange, surface, request, upstream)
+    def handle(exchange: Exchange, request: Request) -> Awaitable[bool]:
+        return forward.carry(exchange, surface, request, upstream)
 
     return Endpoint(METHODS, handle)

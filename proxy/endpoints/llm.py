@@ -1,5 +1,7 @@
 """The endpoints that carry a model: all of them are forwarded."""
 
+from collections.abc import Awaitable
+
 from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
@@ -10,8 +12,8 @@ from proxy.surfaces import Surface
 def endpoint(forward: Forward, surface: Surface) -> Endpoint:
     """Return what answers a chat, a completion, an embedding, and so on."""
 
-    async def handle(exchange: Exchange, request: Request) -> bool:
-        return await forward.handle(exchange, surface, request)
+    def handle(exchange: Exchange, request: Request) -> Awaitable[bool]:
+        return forward.handle(exchange, surface, request)
 
     return Endpoint(("POST",), handle)
 
@@ -19,7 +21,7 @@ def endpoint(forward: Forward, surface: Surface) -> Endpoint:
 def realtime(forward: Forward, surface: Surface) -> Endpoint:
     """Return what answers a WebSocket."""
 
-    async def handle(exchange: Exchange, request: Request) -> bool:
-        return await forward.converse(exchange, surface, request)
+    def handle(exchange: Exchange, request: Request) -> Awaitable[bool]:
+        return forward.converse(exchange, surface, request)
 
     return Endpoint(("GET",), handle, upgrades=True)
