@@ -18,6 +18,9 @@ from proxy.errors import INVALID_JSON, INVALID_MODEL, ProxyError
 
 Body = bytes | bytearray
 """A request body: the latter where it came in pieces."""
+Piece = bytes | bytearray | memoryview
+COPIED_BYTES = 16 * 1024
+"""Shorter bodies are copied sooner than looked at through a view."""
 
 
 class BodyError(ValueError):
@@ -103,13 +106,13 @@ def find_model(body: Body) -> Found:
     return Found(model, start, end, stream)
 
 
-def splice(body: Body, found: Found, model: str) -> list[bytes | memoryview]:
+def splice(body: Body, found: Found, model: str) -> list[Piece]:
     """Return *body* with *model* in place of what *found* found, as pieces to write in order.
 
-    The pieces are views: a 20 MB body is not copied to change twelve bytes of it.
+    Those of a large one are views: 20 MB are not copied to change twelve bytes of them.
     """
     value = model.encode("utf-8") if found.form else orjson.dumps(model)
-    whole = memoryview(body)
+    whole = body if len(body) < COPIED_BYTES else memoryview(body)
     return [whole[: found.start], found.before + value + found.after, whole[found.end :]]
 
 

@@ -32,7 +32,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt
 from proxy.headers import Headers, Pair
-from proxy.outbox import Outbox, Outgoing
+from proxy.outbox import CLOSED, Outbox, Outgoing
 from proxy.peers import Stall, linger
 from proxy.routes import Timeouts
 
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(
         self,
-        pieces: Sequence[bytes | memoryview],
+        pieces: Sequence[bytes | bytearray | memoryview],
         timeouts: Timeouts,
         attempt: Attempt,
         patience: float | None = None,
@@ -402,6 +402,8 @@ class Connection(asyncio.Protocol):
         if exc is not None and (self._pump is not None or self._uploading):
             self._read_rest()
         self._quiet()
+        del self._parser  # which knows us: nothing is left to find for the garbage collector
+        self.transport = CLOSED
         if not self.busy or self._complete:
             return
         if (self._until_close or self._raw) and self._fin and exc is None and self._failure is None:

@@ -415,6 +415,7 @@ class Handler(RequestHandler):
         if self._lookout is not None:
             self._lookout.cancel()
         super().connection_lost(exc)
+        self._incoming = EMPTY_PAYLOAD  # which knows us: nothing is left for the garbage collector
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -512,6 +513,7 @@ class Handler(RequestHandler):
         else:
             request, keep_alive = Request(Head(ERROR), payload, 0, self), False
             self._answering.malformed(request, _malformed(message))
+            message.exc.__traceback__ = None  # it leads to frames that lead back to it
         if self._deaf and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last
             # bytes of our answer with it: say that we are done, and let the client close.

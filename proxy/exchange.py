@@ -74,13 +74,13 @@ class Exchange:
     surface: str
     method: str
     path: str
-    query: str
-    headers: Headers
+    query: str = field(repr=False)
+    headers: Headers = field(repr=False)
     http10: bool
     client_ip: str | None
     received: float
 
-    learnt: dict[object, Any] = field(default_factory=dict)
+    learnt: dict[object, Any] = field(default_factory=dict, repr=False)
     dialect: Dialect | None = None
     suffix: str = ""
     key: Key | None = None

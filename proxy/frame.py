@@ -111,6 +111,7 @@ class Frame:
             endpoint = self._endpoint(exchange, request)
             return await endpoint.handle(exchange, request)
         except ProxyError as error:
+            error.__traceback__ = None  # it leads to frames that lead back to it
             return self._refuse(exchange, request, error)
         except asyncio.CancelledError:
             self._cancelled(exchange, request)

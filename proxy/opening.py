@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.balance import Choice, Scores, order
-from proxy.body import Body, BodyError, Found, splice
+from proxy.body import Body, BodyError, Found, Piece, splice
 from proxy.connection import Connection, Upload
 from proxy.dialects import REALTIME, Dialect
 from proxy.errors import (
@@ -33,7 +33,7 @@ from proxy.sse import error_in, has_event
 from proxy.target import path_for, query_for
 from proxy.transport import Transport, least
 
-Pieces = Sequence[bytes | memoryview]
+Pieces = Sequence[Piece]
 Tell = Callable[..., object]
 """Is told, as an event of the log with its facts, what an operator should hear of."""
 
@@ -83,7 +83,7 @@ class Asked:
         exchange, dialect, found = self.exchange, self.dialect, self.found
         target = choice.target
         suffix, query, framing = exchange.suffix, exchange.query, self.framing
-        content: list[bytes | memoryview] = [memoryview(self.body)] if self.body else []
+        content: Pieces = [self.body] if self.body else []
         if found is not None and self.route is not None:
             sent = exchange.model_sent = self.route.model_sent(target, self.name)
             if found.model == sent:
@@ -219,12 +219,16 @@ class _Opening:
             try:
                 return await again(self._trip, failed, self._attempt)
             except Failed as last:
+                last.__traceback__ = None  # it leads to frames that lead back to it
                 return self._settle(last)
+            finally:
+                failed.__traceback__ = None
 
     def close(self) -> None:
         """Give back what was held on the way."""
         if self._trip is not None:
             self._trip.close()
+            self._trip = None
         if self._held is not None:
             self._discard()
 
@@ -233,8 +237,9 @@ class _Opening:
         opened, self._held = self._held, None
         if opened is not None:
             return opened
-        assert failed.error is not None
-        raise failed.error
+        error, failed.error = failed.error, None  # which is about to know *failed*
+        assert error is not None
+        raise error
 
     def _end_of_patience(self, target: Target) -> float | None:
         """Return when an answer must have begun: before the route's time is up, and the SDK's."""
@@ -296,13 +301,15 @@ class _Opening:
         return sorted(choices, key=lambda choice: choice.health.used)
 
     def _only(self) -> Choice | None:
-        """Return where the first attempt goes, where there is but one place, and nothing against it."""
+        """Return where the first attempt goes, where there is but one place, and nothing against it: that
+        it speaks the dialect, and is configured, was seen when the route was matched.
+        """
         groups, asked = self._asked.groups, self._asked
         if len(groups) != 1 or len(groups[0].targets) != 1:
             return None
         target = groups[0].targets[0]
         choices = self._opener.scores.choices(target)
-        if len(choices) != 1 or not self._will_do(target) or not _known(choices[0], asked):
+        if len(choices) != 1 or not _known(choices[0], asked):
             return None
         return choices[0] if choices[0].health.ready(self._clock()) else None
 

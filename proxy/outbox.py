@@ -147,3 +147,22 @@ class Outgoing(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._transport.set_protocol(protocol)
+
+
+class _Closed(asyncio.Transport):
+    """A transport that is no more."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        pass
+
+    close = abort
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+CLOSED = _Closed()
+"""Takes the place of a transport that was lost: who asks is told so, and nobody holds the other any more."""

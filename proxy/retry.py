@@ -197,8 +197,10 @@ async def again(trip: Trip, failed: Failed, attempt: Callable[[Choice], Awaitabl
     async def turn() -> T:
         nonlocal first
         if first is not None:
-            before, first = first, None
-            raise before
+            try:
+                raise first
+            finally:
+                first = None
         assert trip.choice is not None
         return await attempt(trip.choice)
 
@@ -209,4 +211,7 @@ async def again(trip: Trip, failed: Failed, attempt: Callable[[Choice], Awaitabl
         return isinstance(error, Failed) and trip.goes_on(error)
 
     retrying = AsyncRetrying(retry=retry_if_exception(goes_on), wait=wait, reraise=True)
-    return await retrying(turn)
+    try:
+        return await retrying(turn)
+    finally:
+        retrying.iter_state.reset()  # else it holds itself, and with it a body

@@ -67,7 +67,7 @@ class Transport:
         self,
         upstream: str,
         origin: Origin,
-        pieces: Sequence[bytes | memoryview],
+        pieces: Sequence[bytes | bytearray | memoryview],
         timeouts: Timeouts,
         attempt: Attempt,
         upload: Upload | None = None,

@@ -1,9 +1,11 @@
 """The whole, wired: surfaces side by side, the order in which a server ends, and what is left of it."""
 
 import asyncio
+import gc
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +23,14 @@ from tests.harness.upstream import (
     SSE,
     Conn,
     Received,
+    Step,
     Upstream,
     answer,
     chunk,
     event,
     hang,
     head,
+    raw,
     stream,
 )
 from tests.test_errors import assert_authored
@@ -328,3 +332,70 @@ async def test_sandbox_needs_nothing(tmp_path: Path) -> None:
             assert (await call(port, chat("sandbox/echo"))).status == 200
     record = orjson.loads((tmp_path / "log").read_bytes())
     assert (record["upstream"], record["attempts"][0]["phase"]) == ("sandbox", "streaming")
+
+
+# What is left for the garbage collector
+
+
+async def _cut(conn: Conn, seen: Received) -> None:
+    await conn.send(head(200, [SSE, CHUNKED]) + chunk(event(b'{"x":1}')))
+    conn.reset()
+
+
+async def _half(conn: Conn, seen: Received) -> None:
+    await conn.send(head(200, [SSE, CHUNKED]) + chunk(event(b'{"x":1}')))
+    await conn.left()
+
+
+GOOD = request(chat(stream=True))
+LEFT: dict[str, tuple[Step, bytes]] = {
+    "a stream": (stream(event(b'{"x":1}'), DONE), GOOD),
+    "the last on its connection": (answer(), request(chat(), headers=[(b"Connection", b"close")])),
+    "a stream cut": (_cut, GOOD),
+    "a client that leaves": (_half, GOOD),
+    "an answer that is asked for again": (answer(500), GOOD),
+    "an upstream that hangs up": (raw(b""), GOOD),
+    "an answer that is not HTTP": (raw(b"nonsense\r\n\r\n"), GOOD),
+    "a refusal": (answer(), request(b"{")),
+    "what is not there": (answer(), request(path="/nowhere", method="GET")),
+    "what is not HTTP": (answer(), b"nonsense\r\n\r\n"),
+    "a body that breaks off": (answer(), request(chat())[:-5]),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+async def test_nothing_is_left_to_collect(upstream: Upstream, kind: str) -> None:
+    """Of an exchange, whatever comes of it, and of its connections, no object of ours is left that only
+    the garbage collector would find: a body of 20 MB could hang on it.
+    """
+    step, sent = LEFT[kind]
+    upstream.will(step)
+    toml = f'[routes]\n"m" = {{ base_url = "{upstream.url}", retry = {{ attempts = 2 }} }}\n'
+
+    async def one(port: int) -> None:
+        async with await Client.connect(port) as client:
+            await client.send(sent)
+            if step is _half:
+                await client.reader.readuntil(b"\r\n\r\n")
+            elif not kind.startswith("a body"):
+                await client.answer()
+
+    async with serving(toml) as proxy:
+        await one(proxy.port)
+        await asyncio.sleep(0.1)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(5):
+                await one(proxy.port)
+            await asyncio.sleep(0.2)
+            gc.collect()
+            left = Counter(
+                type(one).__qualname__ for one in gc.garbage if "proxy." in type(one).__module__
+            )
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not left
