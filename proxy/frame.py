@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from proxy.admission import Gate
+from proxy.answers import respond
 from proxy.dialects import shape_of
-from proxy.edge import Request, respond
+from proxy.edge import Request
 from proxy.errors import (
     BAD_REQUEST,
     CLIENT_GONE,

@@ -253,7 +253,8 @@ class Relay:
             self._echo = Echo(self._asked, stream=self._tap is not None)
             drop = frozenset({_LENGTH})
         pairs = inbound(headers, drop=drop)
-        there = headers if len(pairs) == len(headers) else Headers(pairs)
+        # Of those looked at below only a Connection header can have named one away, but for the length.
+        there = headers if b"connection" not in headers.first else Headers(pairs)
         identity = exchange.id.encode("ascii")
         theirs = there.first.get(b"x-request-id") or there.first.get(b"request-id")
         exchange.upstream_request_id = theirs.decode("latin-1") if theirs else None
@@ -265,7 +266,7 @@ class Relay:
                 pairs.append((b"X-Accel-Buffering", b"no"))
             if b"cache-control" not in there.first:
                 pairs.append((b"Cache-Control", b"no-cache"))
-        if _LENGTH not in there.first and status not in BODILESS:
+        if (_LENGTH not in there.first or drop) and status not in BODILESS:
             if exchange.http10:
                 self.keep_alive = False
             else:

@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 
 from proxy import __version__, openapi, pages
+from proxy.answers import respond
 from proxy.config import Snapshot
 from proxy.directory import KINDS, MEANINGS
-from proxy.edge import Request, respond
+from proxy.edge import Request
 from proxy.errors import ProxyError
 from proxy.exchange import Exchange
 from proxy.forward import Forward

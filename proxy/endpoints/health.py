@@ -5,7 +5,8 @@ nothing, always open.
 from http import HTTPStatus
 
 from proxy.admission import Gate
-from proxy.edge import Request, respond
+from proxy.answers import respond
+from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.frame import Endpoint
 

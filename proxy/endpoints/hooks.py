@@ -7,9 +7,10 @@ import msgspec
 import orjson
 
 from proxy import hooks
+from proxy.answers import Events, author, respond
 from proxy.config import Snapshot
 from proxy.dialects import CHAT, Ending
-from proxy.edge import Events, Request, author, respond
+from proxy.edge import Request
 from proxy.errors import HOOK_FAILED, NOT_FOUND, STREAM_ERROR, STREAM_INCOMPLETE, ProxyError
 from proxy.exchange import Exchange
 from proxy.forward import Forward

@@ -10,9 +10,10 @@ from urllib.parse import unquote
 
 import orjson
 
+from proxy.answers import respond
 from proxy.config import Snapshot
 from proxy.dialects import shape_of
-from proxy.edge import Request, respond
+from proxy.edge import Request
 from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
 from proxy.exchange import Exchange
 from proxy.forward import Forward

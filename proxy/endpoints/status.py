@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 
 from proxy import __version__
+from proxy.answers import author, respond
 from proxy.balance import Scores
 from proxy.breaker import Health
 from proxy.config import Snapshot
-from proxy.edge import Request, author, respond
+from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Endpoint

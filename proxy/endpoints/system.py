@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import orjson
 
-from proxy.edge import Request, respond
+from proxy.answers import respond
+from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.frame import Endpoint
 

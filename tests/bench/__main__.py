@@ -32,7 +32,7 @@ from tests.bench.measure import (
 )
 from tests.bench.processes import Child
 from tests.bench.report import Result, Results
-from tests.bench.subjects import PEERS, ROOT, Missing, Place, Subject, Variant, trunkline
+from tests.bench.subjects import PEERS, ROOT, Missing, Place, Subject, Variant, output_of, trunkline
 
 _STARTS = 3
 """How often Trunkline is started, to learn how soon it is ready."""
@@ -64,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     add("--keys", type=int, help="measure so many keys too")
     add("--features", action="store_true", help="measure with each feature switched too")
     add("--tree", type=Path, action="append", default=[], help="measure this checkout too")
+    add(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter to run the proxy with (default: one that has what `scripts/run` installs)",
+    )
     add("--json", type=Path, metavar="FILE", help="write all figures there, each round's too")
     add(
         "--markdown",
@@ -86,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 def subjects(options: argparse.Namespace) -> list[Subject]:
     """Return all that is to be measured, ours first: what the others are compared with."""
-    usual = Variant()
+    usual = Variant(python=options.python)
     found = [trunkline("trunkline", "Trunkline", usual)]
     for tree in options.tree:
         path = tree.resolve()
@@ -98,7 +104,8 @@ def subjects(options: argparse.Namespace) -> list[Subject]:
     if options.tls:
         found.append(trunkline("tls", "TLS upstream", replace(usual, safe=True)))
     if options.features:
-        found += [trunkline(name, name, variant) for name, variant in FEATURES.items()]
+        for name, variant in FEATURES.items():
+            found.append(trunkline(name, name, replace(variant, python=options.python)))
     for name in filter(None, options.peers.split(",")):
         if name not in PEERS:
             raise SystemExit(f"there is no peer {name}; there is {', '.join(PEERS)}")
@@ -233,8 +240,8 @@ class Session:
         return True
 
 
-def machine() -> dict[str, object]:
-    """Say what this runs on."""
+def machine(python: str) -> dict[str, object]:
+    """Say what this runs on; *python* runs the proxy."""
     model = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -244,7 +251,7 @@ def machine() -> dict[str, object]:
         "cpu": model or platform.machine(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": output_of([python, "--version"]).removeprefix("Python ").strip(),
         "load": round(os.getloadavg()[0], 2),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -257,7 +264,7 @@ def run(options: argparse.Namespace) -> Results:
         raise SystemExit(f"there is no measure {', '.join(wrong)}; there is {', '.join(MEASURES)}")
     found = subjects(options)
     rounds = options.rounds or (5 if len(found) > 1 else 1)
-    about = machine()
+    about = machine(options.python)
     with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as name, ExitStack() as stack:
         session = Session(options, Path(name), stack)
         session.results.about = {**about, "seconds": options.seconds, "rounds": rounds}

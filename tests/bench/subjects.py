@@ -73,6 +73,7 @@ class Variant:
     """Trunkline, with something about it that is not as usual."""
 
     tree: Path = ROOT
+    python: str = sys.executable
     routes: int = 20
     keys: int = 20
     workers: int = 1
@@ -127,14 +128,14 @@ def routes(place: Place, variant: Variant) -> str:
 def _trunkline(place: Place, variant: Variant) -> Command:
     file = place.directory / "routes.toml"
     file.write_text(routes(place, variant))
-    argv = [sys.executable, "-m", "proxy", "serve", "-c", str(file)]
+    argv = [variant.python, "-m", "proxy", "serve", "-c", str(file)]
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(variant.tree)}
     if variant.workers > 1:
-        told = _output([*argv[:4], "--help"], env=env)
+        told = output_of([*argv[:4], "--help"], env=env)
         if "--workers" not in told:
             raise Missing("`serve` has no option --workers yet")
         argv += ["--workers", str(variant.workers)]
-    version = _output([sys.executable, "-m", "proxy", "--version"], env=env).split()[-1]
+    version = output_of([variant.python, "-m", "proxy", "--version"], env=env).split()[-1]
     return Command(argv, env, version, {} if not variant.keys else _AUTHORIZATION)
 
 
@@ -177,7 +178,7 @@ def _nginx(place: Place) -> Command:
             credential=CREDENTIAL,
         )
     )
-    version = _output([found, "-v"]).strip().rpartition("/")[2]
+    version = output_of([found, "-v"]).strip().rpartition("/")[2]
     argv = [found, "-c", str(file), "-p", str(place.directory), "-e", "stderr"]
     return Command(argv, {"PATH": os.environ["PATH"]}, version, _AUTHORIZATION)
 
@@ -187,7 +188,7 @@ def _envoy(place: Place) -> Command:
     config = place.directory / "envoy.json"
     config.write_bytes(orjson.dumps(_envoy_config(place)))
     found = str(venv / "bin" / "envoy")
-    version = _output([found, "--version"]).partition("version: ")[2].split("/")[1]
+    version = output_of([found, "--version"]).partition("version: ")[2].split("/")[1]
     argv = [found, "-c", str(config), "--concurrency", "1", "--disable-hot-restart"]
     argv += ["--log-level", "error"]
     return Command(argv, {"PATH": os.environ["PATH"]}, version, _AUTHORIZATION)
@@ -271,7 +272,7 @@ def _litellm(place: Place) -> Command:
         "LITELLM_LOG": "ERROR",
     }
     read = "import importlib.metadata as m; print(m.version('litellm'))"
-    version = _output([str(venv / "bin" / "python"), "-c", read]).strip()
+    version = output_of([str(venv / "bin" / "python"), "-c", read]).strip()
     return Command(argv, env, version, {"Authorization": f"Bearer sk-{KEY}"})
 
 
@@ -378,6 +379,6 @@ def _install(argv: list[str], env: Mapping[str, str] | None = None) -> None:
         raise Missing(f"cannot be installed: {said}")
 
 
-def _output(argv: list[str], env: Mapping[str, str] | None = None) -> str:
+def output_of(argv: list[str], env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60, check=False)
     return done.stdout + done.stderr
