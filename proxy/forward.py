@@ -6,6 +6,7 @@ the caller there, and whatever happened is written to the log there. `carry` is 
 what carries no model, and whose body is never held; `converse` for a WebSocket.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -46,6 +47,8 @@ from proxy.target import model_in_path, model_in_query, streams
 from proxy.tunnel import Caller, Tunnel
 
 HOOK_BYTES = 1024 * 1024
+LARGE_BYTES = 256 * 1024
+"""To find the model in a longer body takes so long that others would notice."""
 MATCHED = 1000
 """So many models are known by heart."""
 
@@ -110,6 +113,8 @@ class Forward:
         body = await inbound.read(exchange, self._snapshot.settings.max_body, self._gate)
         try:
             exchange.read = self._clock()
+            if len(body) > LARGE_BYTES:
+                await asyncio.sleep(0)  # what others have written goes out before we take our time
             found = _find(exchange, body)
             exchange.stream = found.stream
             exchange.echo = (found.model or "default") if surface.echo_model else None
