@@ -303,7 +303,7 @@ class Handler(RequestHandler):
         self._heads = heads
         self._outbox = outbox
         self._given = 0  # so many bytes has the parser had since it last stood between two requests
-        self._due: int | None = 0  # and after so many it does again, where that is known
+        self._due: int | None = 0  # and after so many it does again; None: that will never be known
         self.flow: Flow | None = None
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
@@ -602,6 +602,10 @@ class Server(web.Server):
         """Return the handlers of all open connections."""
         return cast(list[Handler], self.connections)
 
+    def forget(self) -> None:
+        """Find out anew about every request: something else answers here from now on."""
+        self._heads.forget()
+
     def __call__(self) -> RequestHandler:
         """Make the handler of a new connection.
 
@@ -627,7 +631,10 @@ def _size(message: RawRequestMessage) -> int:
 
 def _length(message: RawRequestMessage) -> int | None:
     """Return how long the body behind *message* is said to be, None where only its end will tell."""
-    return None if message.chunked else int(find(message.raw_headers, b"content-length") or 0)
+    if message.chunked:
+        return None
+    length = find(message.raw_headers, b"content-length") or b""
+    return int(length.lstrip(b"0") or 0)  # the parser takes more noughts than `int`
 
 
 def _has_surplus(data: bytes, payload: StreamReader) -> bool:

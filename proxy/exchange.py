@@ -64,10 +64,10 @@ class Attempt:
 class Exchange:
     """One client request and its answer, from its head to its record.
 
-    *learnt* is what was found out about this head when it came before, by those who did (see `heads`).
-    *received* is when the head was complete, *read* when the body was; *relayed* when the first
-    byte of the answer went out. *echo* is the name to put into the answer. All in loop time. *finished*: the client has the marker that ends
-    its stream, so that leaving now breaks nothing off.
+    *received* is when the head was complete, *read* when the body was, *relayed* when the first byte
+    of the answer went out; all in loop time. *learnt* is what was found out about this head when it
+    came before, by those who did (see `heads`). *echo* is the name to put into the answer.
+    *finished*: the client has the marker that ends its stream, so leaving now breaks nothing off.
     """
 
     id: str

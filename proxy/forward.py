@@ -51,6 +51,8 @@ LARGE_BYTES = 256 * 1024
 """To find the model in a longer body takes so long that others would notice."""
 MATCHED = 1000
 """So many models are known by heart."""
+MATCHED_CHARS = 256
+"""How long the name of a model may be to be kept: a body's worth of it is a model's name too."""
 
 
 class Inbound(Downstream, Caller, Protocol):
@@ -290,7 +292,8 @@ class Forward:
         route, groups = self._find_route(exchange, surface, asked)
         model, sent, upstream = exchange.model, exchange.model_sent, exchange.upstream
         assert model is not None and sent is not None and upstream is not None
-        if route.switch is None and len(self._matched) < MATCHED:
+        short = asked is None or len(asked) <= MATCHED_CHARS
+        if route.switch is None and short and len(self._matched) < MATCHED:
             self._matched[place] = model, sent, upstream, route
         return route, groups
 

@@ -202,9 +202,9 @@ class Frame:
             self._check_upgrade(exchange, request)
         if expect is not None and expect.lower() != b"100-continue":
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
-        if expect is None and origin is None and exchange.path is request.head.path:
-            exchange.learnt.clear()  # all else there was found out under another configuration
-            exchange.learnt[self] = found, request.sockname
+        as_written = exchange.path is request.head.path  # and not taken out of an absolute form
+        if expect is None and origin is None and as_written:
+            exchange.learn(self, (found, request.sockname))
         return endpoint
 
     def _look_up(self, method: str, path: str) -> Place | None:

@@ -16,7 +16,7 @@ from proxy.headers import Headers
 
 KNOWN_HEADS = 512
 """So many are known at a time."""
-KNOWN_BYTES = 8 * 1024
+KNOWN_BYTES = 4 * 1024
 """How long a head may be to be kept."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNORECASE)
@@ -98,6 +98,10 @@ class Heads:
         if len(key) > KNOWN_BYTES:
             return head, end
         if len(self._known) + len(self._bare) >= KNOWN_HEADS:
-            self._known.clear()
-            self._bare.clear()
+            self.forget()
         return known.setdefault(key, head), end
+
+    def forget(self) -> None:
+        """Know none of them any more, nor what was found out about them."""
+        self._known.clear()
+        self._bare.clear()

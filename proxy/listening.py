@@ -16,6 +16,8 @@ from typing import IO, Protocol
 from proxy.edge import HEAD_SECONDS, Server
 from proxy.surfaces import Address, Tls
 
+UNIX_BYTES = 107
+"""How long the path of a unix socket may be (unix(7))."""
 BACKLOG = 1024
 PAUSE_SECONDS = 0.5
 """How long nobody is let in after there was no room for another connection."""
@@ -272,6 +274,8 @@ def _unix_socket(path: str) -> tuple[socket.socket, IO[str]]:
     """Bind a unix socket that only we may use: under a lock, since binding means to unlink first,
     and the socket of a live server must not be taken from it.
     """
+    if len(os.fsencode(path)) > UNIX_BYTES:  # before a lock is left behind
+        raise OSError(errno.ENAMETOOLONG, "AF_UNIX path too long")
     lock = Path(path + ".lock").open("w")  # noqa: SIM115 - held as long as we listen
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -107,6 +107,8 @@ class Outgoing(asyncio.Transport):
     def write_eof(self) -> None:
         self.send()
         self._transport.write_eof()
+        # Who writes after it is told so, and not those whose writes would be sent behind that one.
+        self.write = self._transport.write  # type: ignore[method-assign]
 
     def close(self) -> None:
         self.send()

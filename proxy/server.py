@@ -127,6 +127,7 @@ class Running:
             if address in wanted:
                 listener, face = self._listeners[address]
                 face.frame = frames[wanted[address].name]
+                listener.server.forget()  # else what is not asked again would keep the old snapshot
                 if address in renewed:
                     listener.renew(renewed[address])
             else:

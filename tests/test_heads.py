@@ -1,6 +1,8 @@
 """Heads that are known by their bytes: what is taken for a request is what the parser would take for it."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -359,6 +361,34 @@ async def test_reload(upstream: Upstream) -> None:
         await apply(keyed(upstream, over).replace("[keys]", ""))
         assert [await send(), await send()] == [401, 401]
         await proxy.record(10)
+
+
+async def test_reload_lets_go(upstream: Upstream) -> None:
+    """What was found out about a head that does not come again does not keep an old snapshot."""
+    async with serving(keyed(upstream)) as proxy, await Client.connect(proxy.port) as client:
+        assert proxy.running is not None
+        old = weakref.ref(next(iter(proxy.running._listeners.values()))[1].frame)
+        for _ in range(2):
+            await client.send(request(chat(), headers=[KEY]))
+            assert (await client.answer()).status == 200
+        await proxy.running.apply(load(proxy.file, {}, listen="127.0.0.1:0"))
+        await client.send(request(chat(), headers=[KEY, (b"X-Other", b"1")]))
+        assert (await client.answer()).status == 200
+        gc.collect()
+        assert old() is None
+
+
+async def test_noughts(upstream: Upstream) -> None:
+    """A length with more noughts before it than Python would read is the length that it is."""
+    upstream.will(mirror)
+    body = chat()
+    noughts = request(body, headers=[KEY]).replace(b"Length: ", b"Length: " + 5000 * b"0")
+    async with serving(keyed(upstream)) as proxy, await Client.connect(proxy.port) as client:
+        for _ in range(2):
+            await client.send(noughts)
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, body)
+        await proxy.record(2)
 
 
 async def test_without_keys(upstream: Upstream) -> None:

@@ -166,6 +166,14 @@ async def test_cannot_listen(listen: str, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+async def test_nothing_is_left_of_what_cannot_be(tmp_path: Path) -> None:
+    """A unix socket whose path is too long leaves no lock where it would have been."""
+    with pytest.raises(CannotListen):
+        async with serving(SANDBOX, listen=f"unix:{tmp_path}/{'x' * 120}"):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 # Unix sockets
 
 

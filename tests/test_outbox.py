@@ -246,3 +246,14 @@ async def test_the_rest_is_as_it_is(outbox: Outbox) -> None:
         assert not out.is_closing()
         out.close()
         assert out.is_closing()
+
+
+async def test_after_the_end(outbox: Outbox) -> None:
+    """Who writes behind the end is told so at once, and holds up nobody else."""
+    async with connected(outbox) as (one, _), connected(outbox) as (two, second):
+        one.out.write_eof()
+        with pytest.raises(RuntimeError, match="write_eof"):
+            one.out.write(b"late")
+        two.out.write(b"answer")
+        await round_over()
+        assert there(second) == b"answer"
