@@ -138,7 +138,6 @@ class Request:
         announced = self.length or 0
         if announced > limit:
             raise _too_large(limit)
-        gate.check(announced)
         held = 0
         try:
             if self._payload.is_eof():
@@ -146,6 +145,7 @@ class Request:
                 gate.hold(len(body))
                 held = len(body)
             else:
+                gate.check(announced)
                 self._continue()
                 body = bytearray()  # not pieces to be joined, which would hold it twice
                 while piece := await self._piece():

@@ -45,7 +45,7 @@ def boundary_of(content_type: bytes) -> bytes | None:
     Raises `BodyError` if a form's boundary is missing, twice there or not RFC 2046's, or if its
     charset would make other names of the names in it.
     """
-    if _TYPE.match(content_type) is None:
+    if content_type == b"application/json" or _TYPE.match(content_type) is None:
         return None
     _, parameters = _parse(content_type)
     boundary = parameters.get(b"boundary", b"")

@@ -128,9 +128,8 @@ class Log:
         """Write the *record* of a finished exchange; a *quiet* one only at debug level."""
         if quiet and not self._debug:
             return
-        level = "debug" if quiet else "info"
-        event = {"ts": datetime.now(UTC), "level": level, "event": "exchange"}
-        event |= record
+        event = record
+        event["ts"] = datetime.now(UTC)
         lost = self._writer.dropped - self._reported
         if lost:
             event["log_lines_dropped"] = lost
