@@ -12,7 +12,7 @@ from typing import Any
 
 MOST = 16
 """Of so many connections, writes are held at a time."""
-ALONE = 63
+ALONE = 7
 """So many writes at most go out at once, before it is looked again whether there is company."""
 LARGE_BYTES = 32 * 1024
 """From here on, to join writes costs more than to wake somebody."""
