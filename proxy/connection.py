@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 import httptools
 
+from proxy.body import Piece
 from proxy.errors import (
     STREAM_DISCONNECTED,
     STREAM_TIMEOUT,
@@ -191,7 +192,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(
         self,
-        pieces: Sequence[bytes | bytearray | memoryview],
+        pieces: Sequence[Piece],
         timeouts: Timeouts,
         attempt: Attempt,
         patience: float | None = None,

@@ -595,7 +595,7 @@ class Server(web.Server):
         )
         self._answering = answering
         self._heads = Heads()
-        self._outbox: Outbox | None = None
+        self._outbox = Outbox(asyncio.get_running_loop())
 
     @property
     def handlers(self) -> list[Handler]:
@@ -611,10 +611,7 @@ class Server(web.Server):
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
-        loop = asyncio.get_running_loop()
-        if self._outbox is None:
-            self._outbox = Outbox(loop)
-        return Handler(self, self._answering, self._heads, self._outbox, loop)
+        return Handler(self, self._answering, self._heads, self._outbox, asyncio.get_running_loop())
 
 
 def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -307,7 +307,7 @@ class Frame:
     def _settle(self, exchange: Exchange) -> None:
         """Write the record. Nothing here waits, so no cancellation can come between."""
         self._sessions.discard(exchange)
-        self._log.line(exchange.record(self._clock()), quiet=exchange.quiet)
+        self._log.line(exchange.record(self._clock()))
 
 
 def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> None:

@@ -124,16 +124,15 @@ class Log:
             wrapper_class=structlog.make_filtering_bound_logger(level),
         )
 
-    def line(self, record: dict[str, Any], *, quiet: bool = False) -> None:
-        """Write the *record* of a finished exchange; a *quiet* one only at debug level."""
-        if quiet and not self._debug:
+    def line(self, record: dict[str, Any]) -> None:
+        """Write the *record* of a finished exchange, which gets its `ts` here, if its level is written."""
+        if record["level"] == "debug" and not self._debug:
             return
-        event = record
-        event["ts"] = datetime.now(UTC)
+        record["ts"] = datetime.now(UTC)
         lost = self._writer.dropped - self._reported
         if lost:
-            event["log_lines_dropped"] = lost
-        if self._writer.write(self._render(event)):
+            record["log_lines_dropped"] = lost
+        if self._writer.write(self._render(record)):
             self._reported += lost
 
     def _finish(self, logger: LineWriter, method: str, event: Event) -> Any:

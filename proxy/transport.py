@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
 
+from proxy.body import Piece
 from proxy.connection import HEAD_BYTES, Connection, Upload
 from proxy.errors import (
     UPSTREAM_CONNECT,
@@ -67,7 +68,7 @@ class Transport:
         self,
         upstream: str,
         origin: Origin,
-        pieces: Sequence[bytes | bytearray | memoryview],
+        pieces: Sequence[Piece],
         timeouts: Timeouts,
         attempt: Attempt,
         upload: Upload | None = None,

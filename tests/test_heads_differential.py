@@ -253,9 +253,9 @@ def tapped() -> Iterator[dict[int, list[dict[str, Any]]]]:
     records: dict[int, list[dict[str, Any]]] = {}
     line = Log.line
 
-    def tap(log: Log, record: dict[str, Any], *, quiet: bool = False) -> None:
+    def tap(log: Log, record: dict[str, Any]) -> None:
         records.setdefault(id(log), []).append(record)
-        line(log, record, quiet=quiet)
+        line(log, record)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "line", tap)
