@@ -30,6 +30,7 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._held: list[Outgoing] = []
+        self._count = 0  # so many have written in this round, sent or not
         self._alone = 0  # so many writes went out at once, after the last round with only one
         self._at_once = 0  # so many of them are left
 
@@ -39,15 +40,16 @@ class Outbox:
             self._at_once -= 1
             transport.send()
             return
-        held = self._held
-        held.append(transport)
-        if len(held) == 1:
+        self._held.append(transport)
+        self._count += 1
+        if self._count == 1:
             self._loop.call_soon(self._end_round)
-        elif len(held) >= MOST:
+        elif len(self._held) >= MOST:
             self._send()
 
     def _end_round(self) -> None:
-        if len(self._held) == 1:
+        count, self._count = self._count, 0
+        if count == 1:
             self._alone = self._at_once = min(2 * self._alone + 1, ALONE)
         else:
             self._alone = 0

@@ -149,6 +149,25 @@ async def test_no_more_than_a_few(outbox: Outbox) -> None:
         await asyncio.gather(*(end.lost.wait() for end, _ in ends))
 
 
+async def test_a_round_that_was_sent_in_parts_had_company(outbox: Outbox) -> None:
+    """Who is left over when a crowd has been sent is not alone: the next round is held again."""
+    async with connected(outbox) as (last, peer):
+        ends = [await _pair(outbox) for _ in range(MOST)]
+        for end, _ in ends:
+            end.out.write(b"x")
+        last.out.write(b"y")  # one more than go out early
+        await round_over()
+        assert there(peer) == b"y"
+        last.out.write(b"z")
+        assert there(peer) == b""
+        await round_over()
+        assert there(peer) == b"z"
+        for end, sock in ends:
+            end.out.abort()
+            sock.close()
+        await asyncio.gather(*(end.lost.wait() for end, _ in ends))
+
+
 async def _pair(outbox: Outbox) -> tuple[End, socket.socket]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
