@@ -57,7 +57,7 @@ def test_it_measures(tmp_path: Path) -> None:
     peer that cannot be had is said to be so, and why.
     """
     told, page = tmp_path / "told.json", tmp_path / "page.md"
-    chosen = ["--only", "plain", "--only", "idle", "--seconds", "0.3", "--rounds", "2"]
+    chosen = ["--only", "plain", "--only", "idle", "--seconds", "2", "--rounds", "2"]
     done = bench(
         tmp_path, *chosen, "--peers", "ferrogw", "--json", str(told), "--markdown", str(page)
     )
@@ -78,7 +78,7 @@ def test_it_measures(tmp_path: Path) -> None:
 def test_it_refuses(tmp_path: Path) -> None:
     """Where the upstream is the limit there is no figure, and the exit status says so."""
     told = tmp_path / "told.json"
-    slow = ["--only", "plain", "--seconds", "1", "--think", "0.1", "--json", str(told)]
+    slow = ["--only", "plain", "--seconds", "3", "--think", "0.25", "--json", str(told)]
     done = bench(tmp_path, *slow)
     assert (done.returncode, done.stdout) == (3, "")
     assert "all that upstream and load can do" in done.stderr

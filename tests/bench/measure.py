@@ -120,7 +120,7 @@ class Bench:
         run = self.wrk.run(url, sent, headers, connections, seconds)
         used = running.child.cpu() - before
         if run.requests < 2 * connections:
-            raise CannotMeasure(f"{run.requests} requests were answered within {seconds:.0f} s")
+            raise CannotMeasure(f"{run.requests} requests were answered within {seconds:.1f} s")
         return used / run.requests, run
 
     def quiet(self, running: Running, seconds: float = 10.0) -> None:
