@@ -8,8 +8,7 @@ what carries no model, and whose body is never held; `converse` for a WebSocket.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -17,18 +16,14 @@ from proxy.admission import Gate
 from proxy.body import Body, BodyError, Found, find_model
 from proxy.config import Snapshot
 from proxy.connection import Upload
-from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect, family, shape_of
+from proxy.dialects import GEMINI, MODELS, REALTIME, family, shape_of
 from proxy.errors import (
     ENDPOINT_NOT_SUPPORTED,
-    HOOK_FAILED,
     INVALID_KEY,
     INVALID_MODEL,
     MODEL_NOT_ALLOWED,
     MODEL_NOT_FOUND,
-    NOT_CONFIGURED,
     NOT_FOUND,
-    STREAM_DISCONNECTED,
-    STREAM_IDLE,
     UNSUPPORTED_ENCODING,
     ProxyError,
     printable,
@@ -39,14 +34,12 @@ from proxy.form import find_model as find_in_form
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
 from proxy.outbound import CHUNKED, keys_in, length, tokens_of, without_keys
-from proxy.reader import Reader
 from proxy.relay import Downstream, Relay
-from proxy.routes import Group, Route, Target, Upstream
+from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
 from proxy.target import model_in_path, model_in_query, streams
 from proxy.tunnel import Caller, Tunnel
 
-HOOK_BYTES = 1024 * 1024
 LARGE_BYTES = 256 * 1024
 """To find the model in a longer body takes so long that others would notice."""
 MATCHED = 1000
@@ -102,7 +95,7 @@ class Forward:
         goes wrong before the first byte of an answer.
         """
         exchange.key = self.identify(exchange, surface)
-        _refuse_encoded(exchange)
+        refuse_encoded(exchange)
         self._gate.enter()
         try:
             opened = await self._ask(exchange, surface, inbound)
@@ -142,7 +135,8 @@ class Forward:
         exchange.stream = "stream=true" in exchange.query.split("&")
         whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
         target = self._whole.setdefault(upstream, whole)
-        self._check_configured((target,), surface.auth == "passthrough", upstream.name)
+        passthrough = surface.auth == "passthrough"
+        check_able((target,), None, upstream.name, passthrough=passthrough)
         size = inbound.length
         upload, framing = None, b""
         if size is None:
@@ -154,7 +148,6 @@ class Forward:
         self._gate.enter()
         try:
             exchange.read = self._clock()
-            passthrough = surface.auth == "passthrough"
             asked = Asked(
                 exchange, (Group((target,)),), passthrough, framing=framing, upload=upload
             )
@@ -182,64 +175,6 @@ class Forward:
                 opened,
             )
             return False
-        finally:
-            self._gate.leave()
-
-    async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
-        """Return the whole body of *exchange*, which is small, and for us."""
-        _refuse_encoded(exchange)
-        self._gate.enter()
-        try:
-            body = await inbound.read(exchange, HOOK_BYTES, self._gate)
-            self._gate.drop(len(body))
-            return body
-        finally:
-            self._gate.leave()
-
-    async def ask(
-        self, exchange: Exchange, route: Route, name: str, body: bytes
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the answer of *route*, asked for as *name*, to the chat *body*, which is ours. Raises
-        `ProxyError`.
-        """
-        dialect = exchange.dialect
-        assert dialect is not None
-        exchange.route = route
-        exchange.model = name
-        groups = route.groups
-        targets = [target for group in groups for target in group.targets]
-        speaking = [target for target in targets if target.upstream.speaks(dialect)]
-        if not speaking:
-            message = not_supported(name, targets[0].upstream, dialect)
-            raise ProxyError(ENDPOINT_NOT_SUPPORTED, message)
-        self._check_configured(speaking, False, name)
-        self._gate.enter()
-        try:
-            exchange.read = self._clock()
-            found = find_model(body)
-            opened = await self._opener.open(
-                Asked(exchange, groups, False, route, name, found, body)
-            )
-            try:
-                status = opened.connection.status
-                if status != 200:
-                    message = f"The upstream answered {status}."
-                    raise ProxyError(HOOK_FAILED, message)
-                opened.attempt.phase = "streaming"
-                timeouts = opened.choice.target.timeouts
-                left = None
-                if timeouts.total is not None:
-                    left = exchange.received + timeouts.total - self._clock()
-                reader = Reader(opened.connection, timeouts.idle, left)
-                async with aclosing(reader.pieces()) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            except ProxyError as error:
-                opened.attempt.error = error.kind.code
-                opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
-                raise
-            finally:
-                self._opener.done(opened)
         finally:
             self._gate.leave()
 
@@ -329,22 +264,8 @@ class Forward:
             if not upstream.passthrough:
                 message = f'The model "{shown}" does not take a caller\'s own credential.'
                 raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
-        speaking = [target for target in targets if target.upstream.speaks(dialect)]
-        if not speaking:
-            raise ProxyError(ENDPOINT_NOT_SUPPORTED, not_supported(shown, upstream, dialect))
-        self._check_configured(speaking, surface.auth == "passthrough", shown)
+        check_able(targets, dialect, shown, passthrough=surface.auth == "passthrough")
         return route, groups
-
-    def _check_configured(self, targets: Sequence[Target], passthrough: bool, what: str) -> None:
-        """Refuse what leads to upstreams that all lack something still; *what* leads there."""
-        variable = None
-        for target in targets:
-            lacking = target.upstream.lacks(passthrough=passthrough)
-            if lacking is None:
-                return
-            variable = variable or lacking
-        message = f'"{what}" is not configured: the environment variable {variable} is not set.'
-        raise ProxyError(NOT_CONFIGURED, message)
 
     def _not_found(self, asked: str, surface: Surface, key: Key | None) -> str:
         def visible(name: str) -> bool:
@@ -410,7 +331,8 @@ def _token(value: bytes) -> bytes:
     return token.strip() if scheme.lower() == b"bearer" else value
 
 
-def _refuse_encoded(exchange: Exchange) -> None:
+def refuse_encoded(exchange: Exchange) -> None:
+    """Refuse a body that is compressed: nothing could be found in it. Raises `ProxyError`."""
     if b"content-encoding" not in exchange.headers.first:
         return
     for coding in exchange.headers.every(b"content-encoding"):
@@ -437,15 +359,6 @@ def _may_use(exchange: Exchange, surface: Surface, upstream: Upstream | None) ->
         message = f'The upstream "{upstream.name}" has no list of models.'
         raise ProxyError(ENDPOINT_NOT_SUPPORTED, message)
     return upstream
-
-
-def not_supported(model: str, upstream: Upstream, dialect: Dialect) -> str:
-    """Say that the *upstream* behind *model* does not speak *dialect*, and what it does."""
-    spoken = ", ".join(upstream.spoken or ())
-    return (
-        f'The upstream "{upstream.name}" of the model "{model}" does not speak '
-        f'"{dialect.name}". It speaks {spoken}.'
-    )
 
 
 def _find(exchange: Exchange, body: Body) -> Found:

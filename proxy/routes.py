@@ -5,14 +5,21 @@ slash is part of the name.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
 from proxy.credentials import Credential
 from proxy.dialects import GEMINI, Dialect
-from proxy.errors import HEADER_MISSING, HEADER_UNKNOWN, ProxyError, printable
+from proxy.errors import (
+    ENDPOINT_NOT_SUPPORTED,
+    HEADER_MISSING,
+    HEADER_UNKNOWN,
+    NOT_CONFIGURED,
+    ProxyError,
+    printable,
+)
 from proxy.headers import Pair
 from proxy.patterns import Pattern
 
@@ -322,3 +329,24 @@ class RouteTable:
 def _around(names: list[str], model: str, span: int = 16) -> list[str]:
     at = bisect_left(names, model)
     return names[max(0, at - span) : at + span]
+
+
+def check_able(
+    targets: Sequence[Target], dialect: Dialect | None, what: str, *, passthrough: bool
+) -> None:
+    """Refuse a request of *dialect*, None for one that carries no model, which none of *targets* can take:
+    they do not speak it, or those that do lack something still. *what* leads there. Raises `ProxyError`.
+    """
+    able = [one for one in targets if dialect is None or one.upstream.speaks(dialect)]
+    if not able:
+        upstream = targets[0].upstream
+        assert dialect is not None
+        message = (
+            f'The upstream "{upstream.name}" of the model "{what}" does not speak '
+            f'"{dialect.name}". It speaks {", ".join(upstream.spoken or ())}.'
+        )
+        raise ProxyError(ENDPOINT_NOT_SUPPORTED, message)
+    lacking = [target.upstream.lacks(passthrough=passthrough) for target in able]
+    if None not in lacking:
+        message = f'"{what}" is not configured: the environment variable {lacking[0]} is not set.'
+        raise ProxyError(NOT_CONFIGURED, message)

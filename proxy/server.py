@@ -16,6 +16,7 @@ from typing import Any
 
 from proxy import endpoints
 from proxy.admission import Gate
+from proxy.asking import Asking
 from proxy.balance import Scores
 from proxy.config import Refresher, Snapshot
 from proxy.edge import Request, Server
@@ -170,7 +171,7 @@ class Running:
             realtime=llm.realtime(forward, surface),
             models=models.endpoint(forward, surface, snapshot),
             kept=partial(kept.endpoint, forward, surface),
-            hooks=hooks.endpoint(forward, surface, snapshot),
+            hooks=hooks.endpoint(Asking(self._opener, self.gate), surface, snapshot),
             probe=health.endpoint(),
             fixed={
                 "/health": health.endpoint(),

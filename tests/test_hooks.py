@@ -1,8 +1,6 @@
 """Hooks: what is posted, what the model is asked, what comes back, and each way in which it can fail."""
 
 import asyncio
-import gzip
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +14,23 @@ from proxy import hooks
 from proxy.config import ConfigError, load
 from proxy.endpoints import hooks as endpoint
 from proxy.errors import ProxyError
-from proxy.forward import HOOK_BYTES
 from proxy.hooks import Message
-from tests.harness.client import Answer, Client, Pair, call, request
+from tests.harness.client import Client, Pair, call, request
+from tests.harness.hooks import (
+    BEARER,
+    OTHER,
+    SAID,
+    SECRET,
+    SYSTEM,
+    TEAM,
+    delta,
+    events,
+    left,
+    post,
+    refused,
+    routes,
+    said,
+)
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
     CHUNKED,
@@ -33,41 +45,10 @@ from tests.harness.upstream import (
     chunk,
     close,
     event,
-    hang,
     head,
     raw,
-    reset,
     stream,
 )
-
-SECRET = "hook-secret-CANARY-1"
-OTHER = "hook-secret-CANARY-2"
-TEAM = "sk-team-0123456789"
-SYSTEM = "You are the on-call assistant."
-BEARER: list[Pair] = [(b"Authorization", f"Bearer {SECRET}".encode())]
-SAID = orjson.dumps({"choices": [{"index": 0, "message": {"content": "All is well."}}]})
-
-
-def routes(upstream: Upstream, more: str = "", up: str = "") -> str:
-    """Write a routes file with a hook that has a secret, `alerts`, and one that has none, `free`."""
-    return f"""
-[upstreams.up]
-base_url = "{upstream.url}"
-credential = "sk-upstream-secret"
-{up}
-[routes]
-"m" = {{ upstream = "up", model = "real" }}
-[hooks.alerts]
-route = "m"
-system = "{SYSTEM}"
-secret = "{SECRET}"
-[hooks.other]
-route = "m"
-secret = "{OTHER}"
-[hooks.free]
-route = "m"
-{more}
-"""
 
 
 @pytest.fixture
@@ -76,55 +57,6 @@ async def proxy(upstream: Upstream) -> AsyncIterator[Proxy]:
     upstream.will(answer(body=SAID))
     async with serving(routes(upstream, up='timeout = { idle = "200ms" }')) as running:
         yield running
-
-
-def said(text: Any = "The disk is full.", **fields: Any) -> bytes:
-    """Write what is posted to a hook."""
-    return orjson.dumps({"text": text, **fields})
-
-
-def delta(text: str | None, finish: str | None = None) -> bytes:
-    """Write the event of a chat that says *text*."""
-    content = {} if text is None else {"content": text}
-    choice = {"index": 0, "delta": content, "finish_reason": finish}
-    return event(orjson.dumps({"choices": [choice]}))
-
-
-async def post(
-    proxy: Proxy, body: bytes | None = None, name: str = "free", **kwargs: Any
-) -> Answer:
-    """Post *body* to the hook *name*; to `alerts`, with its secret."""
-    kwargs.setdefault("headers", BEARER if name == "alerts" else [])
-    return await call(proxy.port, said() if body is None else body, f"/hooks/{name}", **kwargs)
-
-
-def refused(got: Answer, status: int, code: str) -> None:
-    """Hold *got* against what every error of ours is: JSON, whole, with our id, and no more to say."""
-    assert (got.status, got.code) == (status, code), got.raw
-    assert got.value(b"content-type") == b"application/json"
-    assert got.whole
-    assert got.value(b"x-trunkline-id") == got.value(b"x-request-id") == got.value(b"request-id")
-    assert set(got.json()["error"]) == {"message", "type", "param", "code"}
-
-
-async def left(upstream: Upstream, seconds: float = 2.0) -> None:
-    """Wait until the proxy has left the last connection to *upstream*."""
-    async with asyncio.timeout(seconds):
-        await upstream.connections[-1].gone.wait()
-
-
-def events(answer: Answer) -> list[tuple[str, Any]]:
-    """Read the events of a stream: each is its name, and its data as JSON. It has LF only, no `id`."""
-    assert b"\r" not in answer.body
-    assert answer.body.endswith(b"\n\n")
-    found = []
-    for block in answer.body.decode().removesuffix("\n\n").split("\n\n"):
-        if block.startswith(":"):
-            continue
-        match = re.fullmatch(r"(?:event: ([a-z]+)\n)?data: (.*)", block)
-        assert match is not None, block
-        found.append((match[1] or "message", orjson.loads(match[2])))
-    return found
 
 
 # What is asked
@@ -398,22 +330,6 @@ async def test_deep_message(proxy: Proxy) -> None:
     assert (await post(proxy)).status == 200
 
 
-async def test_too_big(proxy: Proxy) -> None:
-    """A message over the limit is refused with that limit, before it is read."""
-    room = HOOK_BYTES - len(said(""))
-    assert (await post(proxy, said("x" * room))).status == 200
-    got = await post(proxy, said("x" * (room + 1)))
-    refused(got, 413, "request_too_large")
-    assert str(HOOK_BYTES) in got.json()["error"]["message"]
-
-
-async def test_compressed(proxy: Proxy, upstream: Upstream) -> None:
-    """A compressed message is refused as such, as everywhere."""
-    got = await post(proxy, gzip.compress(said()), headers=[(b"Content-Encoding", b"gzip")])
-    refused(got, 415, "unsupported_encoding")
-    assert upstream.requests == []
-
-
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 async def test_method(proxy: Proxy, method: str) -> None:
     """A hook takes POST, and says so of any other method."""
@@ -452,162 +368,6 @@ def test_any_message(text: str, sender: str | None, system: str | None, streamed
     assert chat.pop("user", None) == sender
     assert chat.pop("stream", False) is streamed
     assert chat == {"model": "m"}
-
-
-# What is wrong upstream, in a plain answer
-
-
-def half(body: bytes, *, then: str = "close") -> Step:
-    """Answer half of *body*, then break off."""
-    return raw(head(200, [JSON, (b"Content-Length", b"%d" % len(body))]) + body[:10], then=then)
-
-
-@pytest.mark.parametrize(
-    ("step", "status", "code", "told"),
-    [
-        (answer(429, b'{"error":{"message":"CANARY"}}'), 502, "upstream_failed", "429"),
-        (answer(500, b"CANARY"), 502, "upstream_failed", "500"),
-        (answer(400, b"CANARY"), 502, "upstream_failed", "400"),
-        (answer(404, b"CANARY"), 502, "upstream_failed", "404"),
-        (answer(204, b""), 502, "upstream_failed", "204"),
-        (answer(401, b"CANARY"), 502, "upstream_auth", "credential"),
-        (answer(302, b"CANARY", [(b"Location", b"/x")]), 502, "upstream_protocol", "redirected"),
-        (answer(200, b"<html>CANARY"), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b""), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b"[]"), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b'{"choices":[]}'), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b'{"choices":null}'), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b'{"choices":[{}]}'), 502, "upstream_failed", "no chat completion"),
-        (answer(200, b'{"error":{"message":"CANARY"}}'), 502, "upstream_failed", "no chat compl"),
-        (answer(200, b"[" * 100_000), 502, "upstream_failed", "no chat completion"),
-        (close(), 502, "upstream_disconnected", "closed"),
-        (reset(), 502, "upstream_disconnected", "closed"),
-        (half(SAID), 502, "upstream_disconnected", "before its answer was complete"),
-        (half(SAID, then="reset"), 502, "upstream_disconnected", "before its answer was complete"),
-        (half(SAID, then="hang"), 504, "upstream_idle_timeout", "silent"),
-        (raw(b"SSH-2.0-x\r\n\r\n"), 502, "upstream_protocol", "not HTTP"),
-    ],
-)
-async def test_upstream_fails(
-    proxy: Proxy, upstream: Upstream, step: Step, status: int, code: str, told: str
-) -> None:
-    """What went wrong upstream is told as what it is, without a word of what the upstream said."""
-    upstream.will(step)
-    got = await post(proxy)
-    refused(got, status, code)
-    assert told in got.json()["error"]["message"]
-    assert b"CANARY" not in got.raw
-    record = await proxy.record()
-    assert (record["status"], record["error"], record["route"]) == (status, code, "m")
-    assert record["outcome"] in ("upstream_error", "upstream_cut", "timeout")
-
-
-@pytest.mark.parametrize(
-    ("step", "code"),
-    [
-        (half(SAID), "upstream_disconnected"),
-        (half(SAID, then="hang"), "upstream_idle_timeout"),
-        (stream(delta("All "), end="cut"), "upstream_disconnected"),
-        (stream(delta("All "), end="hang"), "upstream_idle_timeout"),
-    ],
-)
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_broken_attempt(
-    proxy: Proxy, upstream: Upstream, step: Step, code: str, streamed: bool
-) -> None:
-    """An answer that broke off stands in the log as what it is: an attempt that failed, maybe billed,
-    and one more fault of its upstream.
-    """
-    upstream.will(step)
-    await post(proxy, said(stream=streamed))
-    (attempt,) = (await proxy.record())["attempts"]
-    assert (attempt["status"], attempt["error"]) == (200, code)
-    assert attempt["maybe_billed"] is True
-    assert proxy.running is not None
-    scores = proxy.running._opener.scores
-    (health,) = scores.of(proxy.running.snapshot.upstreams["up"])
-    assert (health.faults, health.load.active) == (1, 0)
-
-
-async def test_late(upstream: Upstream) -> None:
-    """An upstream that does not begin to answer in the route's time is told as late, and is not asked again."""
-    upstream.will(hang())
-    async with serving(routes(upstream, up='timeout = { first_byte = "100ms" }')) as proxy:
-        got = await post(proxy)
-    refused(got, 504, "upstream_timeout")
-    assert got.value(b"x-should-retry") == b"false"
-    assert len(upstream.requests) == 1
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_too_slow(upstream: Upstream, streamed: bool) -> None:
-    """The time that a route allows in all holds for hooks too, though the upstream goes on and on."""
-
-    async def drip(conn: Conn, received: Received) -> None:
-        await conn.send(head(200, [SSE if streamed else JSON, CHUNKED]))
-        while True:
-            await conn.send(chunk(delta("x") if streamed else b" "))
-            await asyncio.sleep(0.05)
-
-    upstream.will(drip)
-    async with serving(routes(upstream, up='timeout = { total = "400ms" }')) as proxy:
-        got = await post(proxy, said(stream=streamed), seconds=5)
-        if streamed:
-            assert events(got)[-1][1]["error"]["code"] == "upstream_timeout"
-        else:
-            refused(got, 504, "upstream_timeout")
-        await left(upstream)
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-async def test_too_long(
-    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, chunked: bool
-) -> None:
-    """An answer is held up to a bound; a longer one is refused, and its upstream is stopped."""
-    monkeypatch.setattr(endpoint, "ANSWER_BYTES", len(SAID))
-    assert (await post(proxy)).json()["text"] == "All is well."
-    over = SAID + b" "
-    if chunked:
-        upstream.will(stream(over, end="hang", headers=[JSON]))
-    else:
-        upstream.will(raw(head(200, [JSON, (b"Content-Length", b"999999")]) + over, then="hang"))
-    got = await post(proxy)
-    refused(got, 502, "upstream_failed")
-    assert "too long" in got.json()["error"]["message"]
-    await left(upstream)
-
-
-async def test_fallback(upstream: Upstream) -> None:
-    """A hook's route has its fallbacks, and the log says what became of each attempt."""
-    async with Upstream() as second:
-        second.will(answer(body=SAID))
-        upstream.will(answer(500))
-        toml = routes(upstream).replace(
-            'model = "real" }', 'model = "real", fallback = ["two/backup"] }'
-        )
-        async with serving(toml + f'[upstreams.two]\nbase_url = "{second.url}"') as proxy:
-            assert (await post(proxy)).json()["text"] == "All is well."
-            record = await proxy.record()
-        assert orjson.loads(second.requests[0].body)["model"] == "backup"
-        assert [attempt["status"] for attempt in record["attempts"]] == [500, 200]
-        assert record["outcome"] == "ok"
-
-
-async def test_dormant() -> None:
-    """A hook on a route whose variable is not set says which."""
-    toml = '[routes]\n"m" = "openai/gpt-4o"\n[hooks.free]\nroute = "m"\n'
-    async with serving(toml) as proxy:
-        got = await post(proxy)
-    refused(got, 503, "not_configured")
-    assert "OPENAI_API_KEY" in got.json()["error"]["message"]
-
-
-async def test_no_chat(upstream: Upstream) -> None:
-    """A hook on a route whose upstream does not speak chat says so."""
-    async with serving(routes(upstream, up='speaks = ["messages"]')) as proxy:
-        got = await post(proxy)
-    refused(got, 404, "endpoint_not_supported")
-    assert upstream.requests == []
 
 
 # Streams

@@ -8,12 +8,12 @@ import orjson
 
 from proxy import hooks
 from proxy.answers import Events, author, respond
+from proxy.asking import Asking
 from proxy.config import Snapshot
 from proxy.dialects import CHAT, Ending
 from proxy.edge import Request
 from proxy.errors import HOOK_FAILED, NOT_FOUND, STREAM_ERROR, STREAM_INCOMPLETE, ProxyError
 from proxy.exchange import Exchange
-from proxy.forward import Forward
 from proxy.frame import Endpoint
 from proxy.headers import Headers
 from proxy.hooks import Hook, Message
@@ -39,14 +39,14 @@ class _Answer(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint:
+def endpoint(asking: Asking, surface: Surface, snapshot: Snapshot) -> Endpoint:
     """Return what answers at `/hooks/…` of *surface*."""
     open_here = surface.auth == "none" and all(address.loopback for address in surface.listen)
 
     async def handle(exchange: Exchange, request: Request) -> bool:
         hook = _find(snapshot.hooks, exchange.path.removeprefix("/hooks/"))
         hook.admit(exchange.headers.first.get(b"authorization"))
-        body = await forward.read(exchange, request)
+        body = await asking.read(exchange, request)
         message = hooks.read(body)
         exchange.headers = Headers(
             [(b"Content-Type", b"application/json")]
@@ -56,8 +56,8 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
         if message.stream:
             return await _stream(exchange, request, hook, message)
         answer = bytearray()
-        asking = forward.ask(exchange, hook.route, hook.model, hook.chat(message))
-        async with aclosing(asking) as pieces:
+        pieces_of = asking.ask(exchange, hook.route, hook.model, hook.chat(message))
+        async with aclosing(pieces_of) as pieces:
             async for piece in pieces:
                 answer += piece
                 _check_length(len(answer))
@@ -72,8 +72,8 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
 
     async def _stream(exchange: Exchange, request: Request, hook: Hook, message: Message) -> bool:
         patience = hook.route.first.timeouts.write
-        asking = forward.ask(exchange, hook.route, hook.model, hook.chat(message))
-        async with aclosing(asking) as pieces:
+        pieces_of = asking.ask(exchange, hook.route, hook.model, hook.chat(message))
+        async with aclosing(pieces_of) as pieces:
             first = await anext(pieces, b"")  # what fails before it is told with a status
             async with author(exchange, request, patience) as events:
                 try:

@@ -1,0 +1,80 @@
+"""Requests of our own: what a hook says is read, a model is asked, and its answer read in turn."""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from proxy.admission import Gate
+from proxy.body import Body, find_model
+from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
+from proxy.exchange import Exchange
+from proxy.forward import Inbound, refuse_encoded
+from proxy.opening import Asked, Opened, Opener
+from proxy.reader import Reader
+from proxy.routes import Route, check_able
+
+MESSAGE_BYTES = 1024 * 1024
+
+
+class Asking:
+    """Asks models by way of *opener*, as `Forward` does for clients, under the same *gate*."""
+
+    def __init__(
+        self, opener: Opener, gate: Gate, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._opener = opener
+        self._gate = gate
+        self._clock = clock
+
+    async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
+        """Return the whole body of *exchange*, which is small, and for us. Raises `ProxyError`."""
+        refuse_encoded(exchange)
+        self._gate.enter()
+        try:
+            body = await inbound.read(exchange, MESSAGE_BYTES, self._gate)
+            self._gate.drop(len(body))
+            return body
+        finally:
+            self._gate.leave()
+
+    async def ask(
+        self, exchange: Exchange, route: Route, name: str, body: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answer of *route*, asked for as *name*, to the chat *body*, which is ours. Raises
+        `ProxyError`.
+        """
+        exchange.route = route
+        exchange.model = name
+        targets = [target for group in route.groups for target in group.targets]
+        check_able(targets, exchange.dialect, name, passthrough=False)
+        self._gate.enter()
+        try:
+            exchange.read = self._clock()
+            asked = Asked(exchange, route.groups, False, route, name, find_model(body), body)
+            opened = await self._opener.open(asked)
+            try:
+                async with aclosing(self._pieces(exchange, opened)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except ProxyError as error:
+                opened.attempt.error = error.kind.code
+                opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
+                raise
+            finally:
+                self._opener.done(opened)
+        finally:
+            self._gate.leave()
+
+    async def _pieces(self, exchange: Exchange, opened: Opened) -> AsyncGenerator[bytes, None]:
+        if opened.connection.status != 200:
+            message = f"The upstream answered {opened.connection.status}."
+            raise ProxyError(HOOK_FAILED, message)
+        opened.attempt.phase = "streaming"
+        timeouts = opened.choice.target.timeouts
+        left = None
+        if timeouts.total is not None:
+            left = exchange.received + timeouts.total - self._clock()
+        reader = Reader(opened.connection, timeouts.idle, left)
+        async with aclosing(reader.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
