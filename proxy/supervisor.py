@@ -26,7 +26,7 @@ from proxy.server import open_log
 from proxy.sinks import Log
 from proxy.surfaces import Address
 from proxy.transport import in_thread
-from proxy.worker import Make, Seat
+from proxy.worker import STACKS, Make, Seat
 
 READY_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.5
@@ -38,6 +38,10 @@ PATIENCE_SECONDS = 5.0
 about as long.
 """
 STATUS_SECONDS = 1.0
+ASKED_SECONDS = 10.0
+"""How often a worker is asked whether it is there, where it may take any time to say so."""
+STACKS_SECONDS = 0.5
+"""How long a worker that hangs has to say where."""
 RELOAD_SECONDS = 60.0
 END_SECONDS = 3.0
 """How long a worker that is told to end at once may take."""
@@ -108,6 +112,7 @@ class _Supervisor:
         self._children: set[_Child] = set()
         self._seats: dict[int, _Child] = {}
         self._locks = [asyncio.Lock() for _ in range(plan.count)]
+        self._pauses = [0.0] * plan.count  # before the next worker begins there
         self._dealer = Dealer(self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -123,8 +128,6 @@ class _Supervisor:
             return
         self._announce("ready", workers=self._plan.count)
         ready(self._dealer.address(_addresses(self._snapshot)[0]))
-        for seat in range(self._plan.count):
-            self._do(self._keep(seat))
         self._do(self._whenever(again, self._reload))
         self._do(self._whenever(renew, self._replace))
         await stop.wait()
@@ -167,8 +170,8 @@ class _Supervisor:
             if isinstance(error, BaseException):
                 raise error
 
-    async def _start(self, seat: int) -> _Child:
-        """Return another worker for *seat*, which it holds once it is ready. Raises `CannotStart`."""
+    async def _start(self, seat: int) -> None:
+        """Have another worker take *seat*, once it is ready. Raises `CannotStart`."""
         pairs = [
             socket.socketpair(socket.AF_UNIX, kind)
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
@@ -198,7 +201,7 @@ class _Supervisor:
         self._seats[seat] = child
         self._log.events.info("worker_started", worker=seat, pid=child.process.pid)
         self._dealer.admit(child.recipient)
-        return child
+        self._do(self._keep(child))
 
     async def _spawn(self, seat: Seat) -> subprocess.Popen[bytes]:
         """Start the process that takes *seat*: off the loop, which it would hold up."""
@@ -242,26 +245,50 @@ class _Supervisor:
         self._dealer.dismiss(child.recipient)
         await child.channel.close()
 
-    async def _keep(self, seat: int) -> None:
-        """See to it that there is a worker on *seat*."""
-        pause = 0.0
-        while True:
-            child = self._seats[seat]
-            await child.gone.wait()
-            async with self._locks[seat]:
-                if self._seats[seat] is not child:
-                    continue  # it was replaced
-                lived = self._loop.time() - child.born
-                status = child.process.returncode
-                self._log.events.error(
-                    "worker_ended", worker=seat, pid=child.process.pid, status=status
-                )
-                if lived > SOUND_SECONDS:
-                    pause = 0.0
-                while self._seats[seat] is child:
-                    await asyncio.sleep(pause)
-                    pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-                    await self._try(seat)
+    async def _keep(self, child: _Child) -> None:
+        """See to it that another worker takes the seat of *child* when it has ended."""
+        await self._outlast(child)
+        seat = child.number
+        async with self._locks[seat]:
+            if self._seats[seat] is not child:
+                return  # it was replaced
+            status = child.process.returncode
+            self._log.events.error(
+                "worker_ended", worker=seat, pid=child.process.pid, status=status
+            )
+            if self._loop.time() - child.born > SOUND_SECONDS:
+                self._pauses[seat] = 0.0
+            while self._seats[seat] is child:
+                pause = self._pauses[seat]
+                self._pauses[seat] = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(pause)
+                await self._try(seat)
+
+    async def _outlast(self, child: _Child) -> None:
+        """Wait until *child* has ended. One that hangs is ended, since nobody else would do it.
+
+        Two questions in a row must stay without an answer: where the whole machine has stood still, the
+        first one does, whatever the worker.
+        """
+        unanswered = 0
+        while not child.gone.is_set():
+            seconds = self._snapshot.settings.worker_timeout
+            try:
+                await child.channel.ask("alive", None, None if seconds is None else seconds / 2)
+                unanswered = 0
+            except TimeoutError:
+                unanswered += 1
+            except (Gone, Failed):
+                pass  # it is about to end
+            if unanswered == 2:
+                pid = child.process.pid
+                self._log.events.error("worker_hangs", worker=child.number, pid=pid)
+                child.process.send_signal(STACKS)
+                await asyncio.sleep(STACKS_SECONDS)
+                await self._kill(child)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASKED_SECONDS if seconds is None else seconds / 4):
+                    await child.gone.wait()
 
     async def _try(self, seat: int) -> bool:
         """Start a worker for *seat*; return whether there is one now."""

@@ -5,6 +5,7 @@ manager sends them to every process at once; where there is no supervisor any mo
 """
 
 import asyncio
+import faulthandler
 import signal
 import socket
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from proxy.server import Running, serve
 from proxy.transport import in_thread
 
 DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+STACKS = signal.SIGUSR1
+"""Has a worker write to stderr what each of its threads is doing, though its loop hangs."""
 STATUS_SECONDS = 2.0
 """More than the supervisor takes to ask the others, even where one of them hangs."""
 
@@ -50,6 +53,7 @@ class Seat:
 
 def run(seat: Seat, make: Make) -> None:
     """Serve what *make* makes of what the supervisor has read, until it says to stop."""
+    faulthandler.register(STACKS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_Worker(seat, make).run())
@@ -106,6 +110,8 @@ class _Worker:
     async def _answer(self, name: str, value: Any) -> Any:
         """Do what the supervisor says."""
         match name:
+            case "alive":
+                pass
             case "status":
                 return self._running.facts()
             case "reload":

@@ -121,7 +121,7 @@ HASH = "sha256:" + sha256(b"mobile").hexdigest()
 FULL: dict[str, Any] = {
     "server": {
         "max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s", "lame_duck": "250ms",
-        "workers": 2,
+        "workers": 2, "worker_timeout": "20s",
     },
     "defaults": {
         "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"},

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trustme
 
+from proxy.worker import STACKS
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, call, chat, request
 from tests.harness.load import Plan, Taken, Taker, Tellers
@@ -311,6 +312,71 @@ async def test_status_where_one_hangs(upstream: Upstream) -> None:
         finally:
             os.kill(pids(proxy)[1], signal.SIGCONT)
         assert [one.status for one in await asyncio.gather(*clients)] == [200, 200]
+
+
+async def test_one_that_hangs_is_ended(upstream: Upstream) -> None:
+    """A worker that hangs for longer than it may is ended and replaced; whoever it was about to have is
+    served by the others.
+    """
+    toml = to(upstream.url, 'worker_timeout = "1s"')
+    async with workers(toml, check=False) as proxy:
+        hanging = pids(proxy)[0]
+        os.kill(hanging, signal.SIGSTOP)
+        clients = [asyncio.create_task(call(proxy.port, chat(), seconds=30)) for _ in range(4)]
+        told = await proxy.event("worker_hangs")
+        assert (told["worker"], told["pid"], told["level"]) == (0, hanging, "error")
+        await proxy.event("worker_ended")
+        assert [one.status for one in await asyncio.gather(*clients)] == [200] * 4
+
+        async def replaced() -> bool:
+            return pids(proxy)[0] != hanging
+
+        await until(replaced)
+        assert [one["state"] for one in (await status(proxy))["workers"]] == ["ready"] * 2
+
+
+async def test_one_that_hangs_says_where(upstream: Upstream) -> None:
+    """A worker tells on its stderr what its threads do, when it is asked to, and goes on."""
+    async with workers(to(upstream.url), check=False) as proxy:
+        os.kill(pids(proxy)[0], STACKS)
+        stderr = proxy.stderr
+        assert stderr is not None
+
+        async def said() -> bool:
+            return "most recent call first" in stderr.read_text()
+
+        await until(said)
+        assert [one["state"] for one in (await status(proxy))["workers"]] == ["ready"] * 2
+        assert [one.status for one in [await call(proxy.port, chat()) for _ in range(2)]] == [
+            200
+        ] * 2
+
+
+async def test_one_that_has_just_begun_dies(upstream: Upstream) -> None:
+    """A worker that dies is replaced, though the one before it, whose place it took, still finishes."""
+    paused = Paused()
+    upstream.will(paused)
+    async with workers(toml(upstream), check=False) as proxy:
+        client = asyncio.create_task(call(proxy.port, chat(stream=True), seconds=60))
+        await paused.begun.wait()
+        first = pids(proxy)
+        ((_, number),) = (await both_have(proxy, 1)).items()
+        proxy.tell(signal.SIGUSR2)
+
+        async def replaced() -> bool:
+            return pids(proxy)[number] != first[number]
+
+        await until(replaced)
+        second = pids(proxy)[number]
+        os.kill(second, signal.SIGKILL)
+
+        async def again() -> bool:
+            return pids(proxy)[number] not in (first[number], second)
+
+        await until(again)
+        assert not client.done()
+        paused.released.set()
+        assert (await client).whole
 
 
 # Reload

@@ -94,6 +94,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             drain=file.server.drain,
             lame_duck=file.server.lame_duck,
             workers=file.server.workers,
+            worker_timeout=file.server.worker_timeout,
             log_format=file.log.format,
             log_level=file.log.level,
         ),

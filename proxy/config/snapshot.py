@@ -13,7 +13,9 @@ from proxy.surfaces import Surface
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for the process. Sizes in bytes, *drain* in seconds; no *workers* means one per core."""
+    """What holds for the process. Sizes in bytes, times in seconds; no *workers* means one per core, and
+    a worker that says nothing for *worker_timeout* is ended.
+    """
 
     max_body: int
     max_inflight: int
@@ -21,6 +23,7 @@ class Settings:
     drain: float | None
     lame_duck: float
     workers: int | None
+    worker_timeout: float | None
     log_format: str
     log_level: str
 

@@ -90,6 +90,7 @@ class ServerTable(SurfaceTable):
     drain: Duration = 120.0
     lame_duck: Pause = 0.0
     workers: Workers = 1
+    worker_timeout: Duration = 30.0
 
 
 class DefaultsTable(Table):
