@@ -65,13 +65,16 @@ class Way:
 
     def _pieces(self, body: bytes, clock: Callable[[], float]) -> Iterator[float]:
         """Yield after how many seconds each piece of the answer came."""
-        parts = urlsplit(self.url)
-        if self._connection is None:
-            self._connection = _connect(parts.scheme, parts.netloc)
+        kept = self._connection is not None
         begun = clock()
-        path = f"{parts.path.rstrip('/')}/chat/completions"
-        self._connection.request("POST", path, body, dict(self.headers))
-        answer = self._connection.getresponse()
+        try:
+            answer = self._asked(body)
+        except ConnectionError:
+            if not kept:
+                raise
+            self.close()  # the upstream keeps it no longer than the other way has just taken
+            begun = clock()
+            answer = self._asked(body)
         if answer.status != http.client.OK:
             told = " ".join(answer.read(1000).decode(errors="replace").split())
             raise CannotMeasure(f"{self.url} answered {answer.status}: {told[:300]}")
@@ -79,6 +82,14 @@ class Way:
             yield clock() - begun
         answer.read()  # else a body of known length is not held to be over
         yield clock() - begun
+
+    def _asked(self, body: bytes) -> http.client.HTTPResponse:
+        parts = urlsplit(self.url)
+        if self._connection is None:
+            self._connection = _connect(parts.scheme, parts.netloc)
+        path = f"{parts.path.rstrip('/')}/chat/completions"
+        self._connection.request("POST", path, body, dict(self.headers))
+        return self._connection.getresponse()
 
 
 def _connect(scheme: str, place: str) -> http.client.HTTPConnection:

@@ -82,8 +82,7 @@ async def _serve(
     loop.set_exception_handler(lambda _, context: note(running.log, context))
     loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
     _announce(running)
-    gc.freeze()  # what is here by now stays: it need not be looked at again and again
-    gc.set_threshold(*GARBAGE)
+    settle()
     reloading = loop.create_task(_reload_for_ever(running, reload, again))
     await stop.wait()
     reloading.cancel()
@@ -91,6 +90,12 @@ async def _serve(
     running.log.events.info("draining", inflight=running.gate.inflight)
     await unless(now, _leave(running))
     running.log.events.info("stopped")
+
+
+def settle() -> None:
+    """Have cycles looked for less often, and not among what is here by now: it stays."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 def _not_replaced(log: Log) -> None:

@@ -205,7 +205,7 @@ class _Supervisor:
 
     async def _spawn(self, seat: Seat) -> subprocess.Popen[bytes]:
         """Start the process that takes *seat*: off the loop, which it would hold up."""
-        command = (*self._plan.command, "--worker", str(seat))
+        command = (*self._plan.command, "--seat", str(seat))
         fds = (seat.channel, seat.doors)
 
         def spawn() -> subprocess.Popen[bytes]:
@@ -232,7 +232,7 @@ class _Supervisor:
             try:
                 problems = await self._pass_on(child)
             except (Gone, Failed, TimeoutError) as error:
-                problems = [str(error) or type(error).__name__]
+                problems = [_why(error)]
             if problems:
                 raise CannotStart(f"worker {child.number}: {'; '.join(problems)}")
         if child.gone.is_set():
@@ -294,7 +294,7 @@ class _Supervisor:
         """Start a worker for *seat*; return whether there is one now."""
         try:
             await self._start(seat)
-        except (CannotStart, OSError) as error:
+        except (CannotStart, OSError, RuntimeError) as error:  # the last one: no more threads
             self._log.events.error("worker_failed", worker=seat, error=str(error))
             return False
         return True
@@ -302,12 +302,17 @@ class _Supervisor:
     async def _replace(self) -> None:
         """Replace the workers, one after the other: each leaves when another one stands in its place."""
         for seat in range(self._plan.count):
-            async with self._locks[seat]:
-                old = self._seats[seat]
-                if not await self._try(seat):
-                    return
-            await self._retire(old)
+            if not await self._succeed(self._seats[seat]):
+                return
         self._log.events.info("replaced", workers=self._plan.count)
+
+    async def _succeed(self, old: _Child) -> bool:
+        """Have another worker take the seat of *old*, which leaves then; return whether there is one."""
+        async with self._locks[old.number]:
+            taken = self._seats[old.number] is not old or await self._try(old.number)
+        if taken:
+            await self._retire(old)
+        return taken
 
     async def _retire(self, child: _Child) -> None:
         """Have *child* finish what it has, and leave."""
@@ -355,7 +360,7 @@ class _Supervisor:
         told = await asyncio.gather(
             *(_returned(facts) if child is asking else self._facts(child) for child in children)
         )
-        workers = [
+        workers: list[dict[str, Any]] = [
             {
                 "worker": child.number,
                 "pid": child.process.pid,
@@ -366,6 +371,10 @@ class _Supervisor:
             }
             for child, facts in zip(children, told, strict=True)
         ]
+        nobody = {"pid": None, "state": "ended", "uptime_seconds": 0.0, "connections": 0}
+        vacant = {*range(self._plan.count)} - {child.number for child in children}
+        workers += [{"worker": seat, **nobody, "facts": None} for seat in vacant]
+        workers.sort(key=lambda one: one["worker"])
         return {"uptime_seconds": self._loop.time() - self._started, "workers": workers}
 
     async def _facts(self, child: _Child) -> dict[str, Any] | None:
@@ -417,18 +426,20 @@ class _Supervisor:
         before, self._source = self._source, source
         agreed = False
         while behind := [one for one in self._serving() if one.source is not source]:
-            child = behind[0]
+            child, silent = behind[0], False
             try:
                 problems = await self._pass_on(child)
             except (Gone, Failed, TimeoutError) as error:
-                self._give_up(child, str(error) or type(error).__name__)
-                continue
-            if problems and not agreed:
+                problems, silent = [_why(error)], True
+            if problems and not silent and not agreed:
                 self._source = before
                 return problems
             if problems:
-                self._give_up(child, "; ".join(problems))
-            agreed = True
+                why = "; ".join(problems)
+                self._log.events.error("worker_failed", worker=child.number, error=why)
+                child.recipient.serves, child.leaving = False, True
+                self._do(self._give_up(child))
+            agreed = agreed or not silent
         return []
 
     async def _pass_on(self, child: _Child) -> list[str]:
@@ -440,11 +451,10 @@ class _Supervisor:
             child.source = source
         return problems
 
-    def _give_up(self, child: _Child, why: str) -> None:
-        self._log.events.error("worker_failed", worker=child.number, error=why)
-        child.recipient.serves = False
-        child.leaving = True
-        self._do(self._retire(child))
+    async def _give_up(self, child: _Child) -> None:
+        """Have *child*, which serves another file than the others, leave, with or without a successor."""
+        if not await self._succeed(child):
+            await self._retire(child)
 
     def _serving(self) -> list[_Child]:
         return [child for child in self._children if child.recipient.serves]
@@ -486,6 +496,13 @@ class _Supervisor:
 
 def _addresses(snapshot: Snapshot) -> list[Address]:
     return [address for surface in snapshot.surfaces for address in surface.listen]
+
+
+def _why(error: Exception) -> str:
+    """Say why a worker could not be given another file."""
+    if isinstance(error, TimeoutError):
+        return f"took no other file within {RELOAD_SECONDS:.0f} s"
+    return "ended" if isinstance(error, Gone) else str(error)
 
 
 def _told(source: Source) -> dict[str, Any]:

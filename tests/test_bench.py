@@ -3,10 +3,12 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -25,7 +27,8 @@ from tests.bench.report import Result, Results
 from tests.bench.subjects import MODEL, Place, Variant, routes
 from tests.harness.client import call, request
 from tests.harness.proxy import process, serving
-from tests.harness.upstream import Upstream, answer, stream
+from tests.harness.upstream import Upstream, answer, hang, stream
+from tests.test_supervisor import alive, children
 
 ROOT = Path(__file__).parents[1]
 
@@ -305,6 +308,29 @@ async def test_ways(upstream: Upstream) -> None:
     assert {orjson.loads(r.body)["max_tokens"] for r in upstream.requests} == {7}
 
 
+async def test_way_whose_connection_was_closed() -> None:
+    """An upstream that closes a connection which it has kept for a while is asked again on another one."""
+    asked = 0
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    way = Way(url, {})
+    async with server:
+        for _ in range(3):
+            ask = partial(way.ask, b"{}", perf_counter, stream=False, count=True)
+            await asyncio.to_thread(ask)
+    way.close()
+    assert (asked, len(way.plain)) == (3, 3)
+
+
 async def command(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
     """Run the verb; return its status and what it said."""
     child = await asyncio.create_subprocess_exec(
@@ -345,6 +371,25 @@ async def test_verb_sends_the_key_to_the_upstream_alone(upstream: Upstream) -> N
     assert "CANARY" not in out + err
     sent = [(r.value(b"authorization"), orjson.loads(r.body)["model"]) for r in upstream.requests]
     assert sent == [(f"Bearer {key}".encode(), "m$x")] * 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_verb_that_is_ended(upstream: Upstream, number: signal.Signals) -> None:
+    """Ended by a signal, it leaves no proxy behind: that one would send on what anybody here asks."""
+    upstream.will(answer(), hang())
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "bench", "--url", upstream.url, "--model", "m"),
+        stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    async with asyncio.timeout(30):
+        while len(upstream.requests) < 2:
+            await asyncio.sleep(0.02)
+        below = children(child.pid)
+        assert len(below) == 1
+        child.send_signal(number)
+        assert await child.wait() == 128 + number
+    assert not any(map(alive, below))
 
 
 @pytest.mark.parametrize("model", ["500", "429"])

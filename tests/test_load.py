@@ -216,7 +216,7 @@ async def test_streams_with_faults(
     ("number", "most"),
     [
         pytest.param(16_000, 12.0, id="short"),
-        pytest.param(200_000, 12.0, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(200_000, 6.0, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
 async def test_short_requests(request: pytest.FixtureRequest, number: int, most: float) -> None:

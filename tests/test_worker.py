@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.channel import Channel, Gone
+from proxy.lifecycle import GARBAGE
 from proxy.worker import Seat
 from tests.harness.client import Client, chat, request
 from tests.harness.upstream import Upstream
@@ -39,7 +40,9 @@ class Told:
 
 
 @asynccontextmanager
-async def worker(source: str, tmp_path: Path) -> AsyncIterator[Told]:
+async def worker(
+    source: str, tmp_path: Path, program: tuple[str, ...] = ("-m", "proxy")
+) -> AsyncIterator[Told]:
     """Start a worker that serves *source*, and is its supervisor's only one."""
     pairs = [
         socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
@@ -49,10 +52,10 @@ async def worker(source: str, tmp_path: Path) -> AsyncIterator[Told]:
     words.setblocking(False)
     told.channel = await Channel.open(words, told.answer)
     seat = Seat(7, their_words.fileno(), their_doors.fileno())
-    command = ("-W", "error", "-m", "proxy", "serve", "-c", "nowhere.toml")
+    command = ("-W", "error", *program, "serve", "-c", "nowhere.toml")
     with (tmp_path / "log").open("wb") as log, (tmp_path / "errors").open("wb") as errors:
         told.process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, "--worker", str(seat),
+            sys.executable, *command, "--seat", str(seat),
             stdout=log, stderr=errors, pass_fds=(seat.channel, seat.doors),
         )  # fmt: skip
     their_words.close()
@@ -129,6 +132,22 @@ async def test_reload(upstream: Upstream, tmp_path: Path) -> None:
             await client.send(request(chat("b")))
             assert (await client.answer()).status == 404
         await told.channel.ask("end")
+
+
+AND_TELL = """
+import atexit, gc, sys
+from proxy.cli import main
+atexit.register(lambda: print(gc.get_threshold(), gc.get_freeze_count() > 10_000))
+sys.exit(main())
+"""
+
+
+async def test_garbage(upstream: Upstream, tmp_path: Path) -> None:
+    """It looks for garbage no more often than one process does, and not among what stays."""
+    async with worker(SOURCE.format(upstream.url), tmp_path, ("-c", AND_TELL)) as told:
+        await told.ready.wait()
+        await told.channel.ask("end")
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"{GARBAGE} True"
 
 
 async def test_signals(upstream: Upstream, tmp_path: Path) -> None:

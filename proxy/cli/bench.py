@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,9 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; 1 if something does not answer."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # not without ending the proxy
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     url: str = options.url.rstrip("/")
     if not url.startswith(("http://", "https://")):
         sys.stderr.write("the URL must begin with http:// or https://\n")
@@ -114,7 +118,6 @@ def _port(child: "subprocess.Popen[bytes]", log: Path, said: Path) -> int:
 
 
 def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, at least 1")
+    return int(text)

@@ -24,7 +24,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--welcome", action="store_true", help="say first how to try it")
     parser.add_argument("--env-file", metavar="FILE", help="variables, one NAME=VALUE a line")
-    parser.add_argument("--worker", metavar="SEAT", type=worker.Seat.of, help=argparse.SUPPRESS)
+    parser.add_argument("--seat", type=worker.Seat.of, help=argparse.SUPPRESS)  # of a worker
     parser.set_defaults(run=run)
 
 
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
         values = {**source.variables, **os.environ}
         return load(options.config, values, listen=options.listen, content=source.content)
 
-    if options.worker is not None:
-        worker.run(options.worker, make)
+    if options.seat is not None:
+        worker.run(options.seat, make)
         return 0
     source = read()
     snapshot = make(source)

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -115,10 +116,12 @@ def subjects(options: argparse.Namespace) -> list[Subject]:
 
 def cores(options: argparse.Namespace) -> tuple[int, int]:
     """Return the core of what is measured, and that of the load."""
-    if options.cores:
-        proxy, _, load = options.cores.partition(",")
-        return int(proxy), int(load or proxy)
     usable = sorted(os.sched_getaffinity(0))
+    if options.cores:
+        chosen = options.cores.split(",")
+        if len(chosen) > 2 or not {*chosen} <= {*map(str, usable)}:
+            raise SystemExit(f"--cores: two of {', '.join(map(str, usable))}, as in 0,1")
+        return int(chosen[0]), int(chosen[-1])
     return usable[0], usable[min(1, len(usable) - 1)]
 
 
@@ -161,6 +164,7 @@ class Session:
     def __init__(self, options: argparse.Namespace, directory: Path, stack: ExitStack) -> None:
         self._directory = directory
         self._proxy_core, load_core = cores(options)
+        self.shared = self._proxy_core == load_core
         os.sched_setaffinity(0, {load_core})
         upstream = stack.enter_context(canned(directory / "upstream", load_core, options.think))
         self._bench = Bench(upstream, Wrk(directory), options.seconds)
@@ -267,7 +271,12 @@ def run(options: argparse.Namespace) -> Results:
     about = machine(options.python)
     with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as name, ExitStack() as stack:
         session = Session(options, Path(name), stack)
-        session.results.about = {**about, "seconds": options.seconds, "rounds": rounds}
+        session.results.about = {
+            **about,
+            "seconds": options.seconds,
+            "rounds": rounds,
+            "shared": session.shared,
+        }
         starts = _STARTS if options.only is None or "ready" in options.only else 1
         for subject in found:
             _say(f"starting {subject.title}")
@@ -289,10 +298,21 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
+def end_in_order() -> None:
+    """Have no signal end us without what we have started."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main() -> int:
     """Measure, and show; 3 if there is nothing honest to show."""
     options = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without ending what was started
+    for file in filter(None, (options.json, options.markdown)):
+        if not file.absolute().parent.is_dir():  # before it is measured, not afterwards
+            raise SystemExit(f"there is no directory for {file}")
+    if shutil.which(options.python) is None:
+        raise SystemExit(f"--python: {options.python} cannot be run")
+    end_in_order()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:

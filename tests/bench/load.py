@@ -109,6 +109,9 @@ class Wrk:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
+            except BaseException:
+                process.kill()
+                raise
             out, _ = process.communicate(timeout=30)
         try:
             told = orjson.loads(out[out.rindex(b'{"requests"') :])

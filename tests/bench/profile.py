@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tests.bench.__main__ import canned, cores, default_cache
+from tests.bench.__main__ import canned, cores, default_cache, end_in_order
 from tests.bench.load import CannotMeasure, Wrk
 from tests.bench.measure import MEASURES, OURS, Bench, free_port, start
 from tests.bench.processes import on_core
@@ -84,7 +83,7 @@ def profile(options: argparse.Namespace, out: Path, directory: Path, stack: Exit
 def main() -> int:
     """Profile, write the graph, print what took most."""
     options = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_in_order()
     out = options.out or Path(f"profile-{options.load}.svg")
     try:
         with tempfile.TemporaryDirectory(prefix="trunkline-profile-") as name, ExitStack() as stack:

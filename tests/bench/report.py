@@ -167,6 +167,8 @@ def remarks(results: Results) -> Iterator[str]:
         f"{about['time']}, load {about['load']} before; {about['rounds']} rounds, "
         f"{about['seconds']} s each; in brackets: the median of the rounds' ratios to Trunkline"
     )
+    if about.get("shared"):
+        yield "proxy, upstream and load shared one core: latencies and rates tell about all of them"
     if results.limits:
         alone = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in results.limits.items())
         yield f"upstream and load alone: {alone}"

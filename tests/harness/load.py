@@ -116,7 +116,7 @@ class Teller(asyncio.Protocol):
         """Tell the next piece, or how it ends."""
         plan, transport = self._plan, self.transport
         assert plan is not None
-        if self._told < plan.pieces:
+        if self._told < plan.pieces or self._tellers.longer:
             timed = plan.kind == "timed"
             transport.write(chunk(stamp() if timed else plan.piece(self._told)))
             self._told += 1
@@ -165,6 +165,8 @@ class Tellers:
         self.begun: dict[int, int] = {}
         self.lost: dict[int, float] = {}
         self.told = 0
+        self.longer = False
+        """Whether streams go on past the end of their plan, until they no longer may."""
         self._over = False
 
     async def __aenter__(self) -> "Tellers":
