@@ -208,14 +208,14 @@ def test_shapes() -> None:
 
 
 def results() -> Results:
-    """Return what a run of three rounds beside Envoy may have found."""
+    """Return what a run of four rounds beside Envoy may have found: in the second, its load was the limit."""
     found = Results()
     found.about = dict.fromkeys(("cpu", "cores", "kernel", "python", "time", "load"), "?")
-    found.about |= {"rounds": 3, "seconds": 1}
+    found.about |= {"rounds": 4, "seconds": 1}
     ours = found.add(Result("trunkline", "Trunkline", True))
-    ours.taken = {"plain64": [60.0, 90.0, 70.0], "added_p50": [100.0]}
+    ours.taken = {"plain64": {0: 60.0, 1: 70.0, 2: 90.0, 3: 70.0}, "added_p50": {0: 100.0}}
     envoy = found.add(Result("envoy", "Envoy", False, version="1"))
-    envoy.taken = {"plain64": [50.0, 50.0, 70.0]}
+    envoy.taken = {"plain64": {0: 50.0, 2: 50.0, 3: 70.0}}
     envoy.notes = {"stream": "could not"}
     found.add(Result("litellm", "LiteLLM", False, error="no network"))
     return found
@@ -371,6 +371,16 @@ async def test_verb_sends_the_key_to_the_upstream_alone(upstream: Upstream) -> N
     assert "CANARY" not in out + err
     sent = [(r.value(b"authorization"), orjson.loads(r.body)["model"]) for r in upstream.requests]
     assert sent == [(f"Bearer {key}".encode(), "m$x")] * 8
+
+
+async def test_verb_takes_no_password_in_the_url() -> None:
+    """A URL with a user and a password is refused, and not repeated: what is said may go into a log."""
+    status, said, complaint = await command(
+        "--url", "http://u:CANARY@127.0.0.1:1/v1", "--model", "m"
+    )
+    assert (status, said) == (2, "")
+    assert "must not hold a user or password" in complaint
+    assert "CANARY" not in complaint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

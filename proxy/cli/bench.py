@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
     url: str = options.url.rstrip("/")
     if not url.startswith(("http://", "https://")):
         sys.stderr.write("the URL must begin with http:// or https://\n")
+        return 2
+    if "@" in urlsplit(url).netloc:
+        sys.stderr.write("the URL must not hold a user or password; use --key\n")
         return 2
     key: str | None = options.key or os.environ.get(VARIABLE)
     headers = {"Content-Type": "application/json"}

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """Return what the command line may say."""
     found = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     add = found.add_argument
-    add("--seconds", type=float, default=3.0, help="how long each load lasts (default: 3)")
+    add("--seconds", type=_seconds, default=3.0, help="how long each load lasts (default: 3)")
     add("--rounds", type=int, help="how often all is measured, in turn (default: 5 with others)")
     add(
         "--only",
@@ -91,12 +91,21 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 600:
+        raise argparse.ArgumentTypeError("must be from 0.1 to 600")
+    return seconds
+
+
 def subjects(options: argparse.Namespace) -> list[Subject]:
     """Return all that is to be measured, ours first: what the others are compared with."""
     usual = Variant(python=options.python)
     found = [trunkline("trunkline", "Trunkline", usual)]
     for tree in options.tree:
         path = tree.resolve()
+        if not (path / "proxy").is_dir():
+            raise SystemExit(f"--tree: there is no checkout at {tree}")
         found.append(trunkline(f"tree:{path.name}", path.name, replace(usual, tree=path)))
     for option, title in (("routes", "routes"), ("keys", "keys"), ("workers", "workers")):
         if value := getattr(options, option):
@@ -215,23 +224,23 @@ class Session:
     def measure(self, name: str, turn: int) -> None:
         """Take the measure *name* of each that runs, another one first each *turn*."""
         names = [*self._running]
-        turn %= len(names) or 1
-        for subject in names[turn:] + names[:turn]:
+        first = turn % (len(names) or 1)
+        for subject in names[first:] + names[:first]:
             running = self._running[subject]
             result = self.results[subject]
             if (name in OURS and not running.subject.ours) or name in result.notes:
                 continue
             running.child.resume()
-            if self._take(name, running):
+            if self._take(name, running, turn):
                 running.child.pause()
             else:  # what it was asked and could not do may still keep it busy
                 self._replace(running.subject)
 
-    def _take(self, name: str, running: Running) -> bool:
-        """Take one measure; return whether it could be."""
+    def _take(self, name: str, running: Running, turn: int | None = None) -> bool:
+        """Take one measure, in the round *turn*; return whether it could be."""
         result = self.results[running.subject.name]
         try:
-            result.take(MEASURES[name](self._bench, running))
+            result.take(MEASURES[name](self._bench, running), turn)
         except Limited as error:
             if running.subject.ours:
                 raise

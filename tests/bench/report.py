@@ -18,22 +18,24 @@ class Result:
     ours: bool
     version: str = ""
     error: str = ""
-    taken: dict[str, list[float]] = field(default_factory=dict)
+    taken: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Each figure, by the round in which it was taken."""
     notes: dict[str, str] = field(default_factory=dict)
     """Why a measure could not be taken."""
     limited: dict[str, str] = field(default_factory=dict)
     """Why a measure was thrown away, in one round at least: the load was its limit."""
     done: set[str] = field(default_factory=set)
 
-    def take(self, measured: dict[str, float]) -> None:
-        """Keep what one round has *measured*."""
+    def take(self, measured: dict[str, float], turn: int | None = None) -> None:
+        """Keep what was *measured* in the round *turn*, or in the one behind the last."""
         for name, value in measured.items():
-            self.taken.setdefault(name, []).append(value)
+            rounds = self.taken.setdefault(name, {})
+            rounds[len(rounds) if turn is None else turn] = value
 
     def figure(self, name: str) -> float | None:
         """Return the median of a figure."""
         values = self.taken.get(name)
-        return median(values) if values else None
+        return median(values.values()) if values else None
 
 
 class Results:
@@ -58,9 +60,10 @@ class Results:
         return next(iter(self.all.values()))
 
     def ratio(self, name: str, of: Result, to: Result) -> float | None:
-        """Return how often *of*'s figure holds *to*'s: the median of the rounds' ratios."""
-        pairs = zip(of.taken.get(name, ()), to.taken.get(name, ()), strict=False)
-        ratios = [one / other for one, other in pairs if other > 0]
+        """Return how often *of*'s figure holds *to*'s: the median of the ratios of rounds that have both."""
+        ours, theirs = of.taken.get(name, {}), to.taken.get(name, {})
+        both = ours.keys() & theirs.keys()
+        ratios = [ours[turn] / theirs[turn] for turn in both if theirs[turn] > 0]
         return median(ratios) if ratios else None
 
     def told(self) -> dict[str, object]:
@@ -76,8 +79,8 @@ class Results:
         figures = {
             name: {
                 "unit": FIGURES[name].unit,
-                "median": median(values),
-                "rounds": values,
+                "median": median(values.values()),
+                "rounds": [*values.values()],
                 "ratio": self.ratio(name, result, self.first),
             }
             for name, values in result.taken.items()
