@@ -21,8 +21,8 @@ from tests.harness.load import BEAT_SECONDS, Plan, Taken, Taker, Tellers
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import DONE, JSON, head
 
-SECOND = 1.0
-"""How soon an upstream must see that the client has left."""
+SOON_SECONDS = 3.0
+"""How soon an upstream must see that the client has left: a second, on a machine that does nothing else."""
 
 
 def toml(tellers: Tellers, patience: str = "60s") -> str:
@@ -213,51 +213,58 @@ async def test_streams_with_faults(
 
 
 @pytest.mark.parametrize(
-    ("number", "most"),
+    "seconds",
     [
-        pytest.param(16_000, 12.0, id="short"),
-        pytest.param(200_000, 6.0, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(0.0, id="short"),
+        pytest.param(180.0, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
-async def test_short_requests(request: pytest.FixtureRequest, number: int, most: float) -> None:
+async def test_short_requests(request: pytest.FixtureRequest, seconds: float) -> None:
     """Of short requests, however many, each is answered and has its line; memory stays as it is, but for
     the lines that wait for a slow disk: 20,000 of 600 bytes.
     """
+    number = 100_000 if seconds else 8_000
     async with Tellers() as tellers, process(toml(tellers), python=()) as proxy:
         pid = pid_of(proxy)
-        points: list[tuple[float, float]] = []
+        sent = 0
 
         async def client(todo: Iterator[int]) -> None:
+            nonlocal sent
             taker = await Taker.connect(proxy.port)
-            for at in todo:
+            for _ in todo:
                 got = await taker.take(Plan.make("200", 0))
                 assert (got.status, got.content) == (200, b"{}")
-                if at % 100 == 0:
-                    points.append((monotonic(), resident(pid)))
+                sent += 1
             taker.transport.abort()
 
-        async def half() -> float:
-            """Send half of them; return what is in use when all lines are written, too."""
-            todo = iter(range(number // 2))
+        async def some() -> tuple[float, float]:
+            """Send so many of them; return when all lines are written, and what is in use then."""
+            todo = iter(range(number))
             async with asyncio.TaskGroup() as group:
                 for _ in range(32):
                     group.create_task(client(todo))
-            await proxy.record(len(points) * 100, seconds=60)
-            return resident(pid)
+            await logged(proxy, sent)
+            return monotonic(), resident(pid)
 
         begun = monotonic()
-        before = await half()
-        points_before = len(points)
-        after = await half()
-        passed = monotonic() - begun
-        steep = slope(points[points_before // 2 :]) * 60
+        points = [await some(), await some()]
+        while monotonic() - begun < seconds:
+            points.append(await some())
+        (_, before), (_, after), steep = points[0], points[-1], slope(points) * 60
         show(
             request,
-            f"{number} short requests in {passed:.0f} s: RSS {before:.1f} MB after half of them, "
-            f"{after:.1f} MB after all, {steep:+.2f} MB/min",
+            f"{sent} short requests in {points[-1][0] - begun:.0f} s: RSS {before:.1f} MB after the first "
+            f"{number}, {after:.1f} MB after all, {steep:+.2f} MB/min",
         )
-        assert after - before < most
-        assert passed < 60 or steep < 0.5
+        assert after - before < 12.0
+        assert not seconds or steep < 0.5
+
+
+async def logged(proxy: Proxy, lines: int) -> None:
+    """Wait until so many exchanges stand in the log, without reading them each time."""
+    async with asyncio.timeout(60):
+        while proxy.log.read_bytes().count(b'"event":"exchange"') < lines:
+            await asyncio.sleep(0.1)
 
 
 # Large bodies
@@ -372,7 +379,7 @@ async def aborted(port: int, number: int) -> dict[int, float]:
 
 async def seen(tellers: Tellers, left: dict[int, float]) -> float:
     """Wait until the upstream has seen all of them leave that it knew of; return the longest that took."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while any(slot for slot in tellers.slots) or tellers.open:
             await asyncio.sleep(0.02)
     assert tellers.begun.keys() == tellers.lost.keys()
@@ -403,7 +410,7 @@ async def test_aborted_calls(request: pytest.FixtureRequest, number: int) -> Non
             f"{longest * 1000:.0f} ms; descriptors {idle} before, {now} after; "
             f"RSS {memory:.1f} → {resident(pid_of(proxy)):.1f} MB",
         )
-        assert longest < SECOND
+        assert longest < SOON_SECONDS
 
 
 @pytest.mark.parametrize("number", [300, pytest.param(3_000, marks=pytest.mark.long)])
@@ -413,7 +420,7 @@ async def test_aborted_calls_leave_no_task(number: int) -> None:
         assert proxy.running is not None
         before = len(asyncio.all_tasks())
         longest = await seen(tellers, await aborted(proxy.port, number))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(asyncio.all_tasks()) > before:
                 await asyncio.sleep(0.01)
         gate = proxy.running.gate
@@ -422,7 +429,7 @@ async def test_aborted_calls_leave_no_task(number: int) -> None:
         assert not proxy.running._transport._open
         loads = proxy.running._opener.scores._loads.values()
         assert [(load.active, load.retrying) for load in loads] == [(0, 0)]
-        assert longest < SECOND
+        assert longest < SOON_SECONDS
 
 
 # Clients that do not read

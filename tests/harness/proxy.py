@@ -51,7 +51,7 @@ class Proxy:
         """Return the lines of finished exchanges."""
         return [line for line in self.lines() if line["event"] == "exchange"]
 
-    async def record(self, count: int = 1, seconds: float = 5.0) -> dict[str, Any]:
+    async def record(self, count: int = 1, seconds: float = 20.0) -> dict[str, Any]:
         """Wait for exactly *count* exchanges in the log; return the last one's line."""
         async with asyncio.timeout(seconds):
             while len(self.records()) < count:
