@@ -1,7 +1,7 @@
 """The hot path: identify → read → match → open → relay. Read this file to know what Trunkline does.
 
-`Forward.handle` is the road of one exchange, in order, in plain calls. It begins after the head
-was read (`edge`) and ends before the settling (`edge` again): whatever is raised here is told to
+`Forward.handle` is the road of one exchange, in order, in plain calls. It begins when the head has
+been read (`edge`) and ends before the settling (`frame`): whatever is raised here is told to
 the caller there, and whatever happened is written to the log there. `carry` is the same road for
 what carries no model, and whose body is never held; `converse` for a WebSocket.
 """
