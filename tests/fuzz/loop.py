@@ -6,7 +6,7 @@ happens before the next timer rings: the clock jumps there.
 
 import asyncio
 import selectors
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 BEGINNING = 1_000.0
@@ -14,35 +14,20 @@ DEADLOCK_SECONDS = 10.0
 """Real seconds, after which a loop without timers that nothing wakes is stuck for good."""
 
 
-class _Selector(selectors.BaseSelector):
+class _Selector(selectors.DefaultSelector):
     """Waits for what is there already; *skip* is told how much of the rest need not be waited for."""
 
     def __init__(self, skip: Callable[[float], None]) -> None:
-        self._inner = selectors.DefaultSelector()
+        super().__init__()
         self._skip = skip
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._inner.register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._inner.unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._inner.modify(fileobj, events, data)
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._inner.get_map()
-
-    def close(self) -> None:
-        self._inner.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            ready = self._inner.select(DEADLOCK_SECONDS)
+            ready = super().select(DEADLOCK_SECONDS)
             if not ready:
                 raise RuntimeError("nothing is ready, and no timer is set")
             return ready
-        ready = self._inner.select(0)
+        ready = super().select(0)
         if not ready and timeout > 0:
             self._skip(timeout)
         return ready
@@ -55,6 +40,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = BEGINNING
         self.errors: list[dict[str, Any]] = []
         super().__init__(_Selector(self._skip))
+        self.set_debug(
+            False
+        )  # to note where each callback comes from takes longer than all the rest
         self.set_exception_handler(lambda _, context: self.errors.append(context))
 
     def time(self) -> float:

@@ -1,7 +1,8 @@
 """Whatever vendors, callers and the operator do, in whichever order: what the proxy promises holds."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,11 +16,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.fuzz.caller import Ask
+from tests.fuzz.kinds import STATUSES
 from tests.fuzz.loop import VirtualLoop
-from tests.fuzz.world import PLANS, STATUSES, Ask, Call, World
+from tests.fuzz.model import check, finish
+from tests.fuzz.plan import PLANS, Plan
+from tests.fuzz.vendor import Call, Line
+from tests.fuzz.world import World
+from tests.harness.upstream import Pair
+
+T = TypeVar("T")
 
 PICK = st.integers(0, 5)
-TIMES = st.sampled_from([0.05, 0.4, 0.6, 1.0, 2.5, 6.0, 11.0, 21.0, 31.0, 70.0, 700.0])
+TIMES = st.sampled_from([0.05, 0.4, 0.6, 1.0, 2.5, 8.0, 11.0, 21.0, 31.0, 70.0, 700.0])
 HINTS = st.sampled_from(
     [
         (),
@@ -33,77 +42,154 @@ HINTS = st.sampled_from(
 NOT_HTTP = st.sampled_from(
     [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/1.1 099 No\r\n\r\n"]
 )
+RARELY = st.integers(0, 5).map(lambda one: one == 5)
+SOMETIMES = st.integers(0, 2).map(lambda one: one == 2)
+MUCH, TOO_MUCH = 150_000, 500_000
+BEGUN = ["chunked", "chunked", "length", "close"]
+REPLY = st.one_of(
+    st.sampled_from(BEGUN),
+    st.sampled_from(
+        ["mark", "mark, end", "mark, end, last", "half", "much", "much, end", "lost", "lost"]
+    ),
+    st.sampled_from(["302", "401", "401", "404", "429", "429", "500", "503"]),
+)
+REPLIES = st.lists(REPLY, min_size=1, max_size=3) | REPLY.map(lambda one: [one] * 4)
 CUTS = st.sampled_from(["fin", "reset"])
 
 
+ASKED: dict[str, Any] = {
+    "what": st.sampled_from(["chat", "chat", "messages", "responses", "file", "upload"]),
+    "route": st.sampled_from(["solo", "chain", "cheap", "any"]),
+    "stream": st.sampled_from([True, True, False]),
+    "size": st.sampled_from([0, 0, 0, 0, 200_000, 1_500_000]),
+    "chunked": RARELY,
+    "reuse": st.booleans(),
+    "last": RARELY,
+}
+
+
+def _reply(call: Call, reply: str, hints: tuple[Pair, ...]) -> None:
+    """Let a vendor make such a *reply*."""
+    if reply.isdigit():
+        call.answer(int(reply), hints=hints)
+    elif reply == "lost":
+        call.cut("reset")
+    elif reply in BEGUN:
+        call.answer(framing=reply)
+    else:
+        call.answer(last="last" in reply)
+        call.say("mark" if "mark" in reply else "word", big=TOO_MUCH if "much" in reply else 0)
+        if "half" in reply:
+            call.say(size=7)
+        if "end" in reply and call.speaks:
+            call.end()
+
+
+def about(
+    find: Callable[["Machine"], list[T]], **more: Any
+) -> Callable[[Callable[..., None]], Any]:
+    """Make a rule of a step with one of the things that *find* finds, while there are any."""
+
+    def make(step: Callable[..., None]) -> Any:
+        def chosen(self: "Machine", pick: int, **drawn: Any) -> None:
+            things = find(self)
+            step(self, things[pick % len(things)], **drawn)
+
+        chosen.__name__ = step.__name__
+        made: Any = rule(pick=PICK, **more)
+        return precondition(lambda self: bool(find(self)))(made(chosen))
+
+    return make
+
+
 class Machine(RuleBasedStateMachine):
-    """The rules are what may happen; the model is in `World`."""
+    """The rules are what may happen. What must hold is in `model`, and where that leads."""
 
     world: World
+    sound = False  # that all held when it was checked last
 
     @initialize(plan=st.sampled_from(PLANS), seed=st.integers(0, 3))
-    def begin(self, plan: Any, seed: int) -> None:
+    def begin(self, plan: Plan, seed: int) -> None:
         self.world = World(plan, seed)
 
     # Callers
 
-    @rule(
-        what=st.sampled_from(["chat", "chat", "messages", "responses", "file", "upload"]),
-        route=st.sampled_from(["solo", "chain", "cheap", "any"]),
-        stream=st.booleans(),
-        size=st.sampled_from([0, 0, 0, 200_000, 1_500_000]),
-        late=st.integers(0, 5).map(lambda one: one == 5),
-        chunked=st.booleans(),
-        reuse=st.booleans(),
-        last=st.booleans(),
-        patience=st.sampled_from([None, None, 1.0, 8.0]),
-        served=st.sampled_from(["", "", "chunked", "length", "close", "whole", "500", "503"]),
-    )
-    def ask(
-        self, what: str, route: str, late: bool, patience: float | None, served: str, **more: Any
-    ) -> None:
-        """Ask; some are answered at once, because long stories are rare."""
-        world, held = self.world, late and what != "file"
-        ask = world.ask(what, route, late=held, patience=None if held else patience, **more)
-        call = ask.calls[-1] if ask.calls else None
-        if not served or call is None or not call.waits:
-            return
-        if served.isdigit():
-            world.answer(call, int(served))
-        elif served == "whole":
-            world.answer(call, framing="length")
-            world.say(call, "mark")
-            if call.speaks:
-                world.end(call)
-        else:
-            world.answer(call, framing=served)
+    @rule(**ASKED, late=SOMETIMES, patience=st.sampled_from([None, None, 1.0, 8.0]))
+    def ask(self, what: str, late: bool, patience: float | None, **how: Any) -> None:
+        held = late and what != "file"
+        self.world.ask(what, late=held, patience=None if held else patience, **how)
 
-    def _asks(self) -> list[Ask]:
+    @rule(
+        **ASKED,
+        paused=SOMETIMES,
+        replies=REPLIES,
+        hints=HINTS,
+        after=st.sampled_from([0.0, 0.0, 0.0, 3.0, 9.0, 40.0]),
+    )
+    def ask_and_hear(
+        self,
+        paused: bool,
+        replies: list[str],
+        hints: tuple[Pair, ...],
+        after: float,
+        **how: Any,
+    ) -> None:
+        """Ask; each attempt gets one of the *replies* at once, because long stories are rare."""
+        ask = self.world.ask(patience=None, late=False, **how)
+        if paused and not ask.over:
+            ask.pause()
+        for reply in replies:
+            if ask.calls and ask.calls[-1].waits:
+                _reply(ask.calls[-1], reply, hints)
+                self.world.settle(0.6)  # by then it is asked for again, where that is done soon
+        self.world.settle(after)
+
+    def _there(self) -> list[Ask]:
         return [ask for ask in self.world.asks if not ask.over]
 
-    @precondition(lambda self: any(ask.rest and ask.gone_at is None for ask in self.world.asks))
-    @rule(pick=PICK)
-    def more(self, pick: int) -> None:
-        asks = [ask for ask in self.world.asks if ask.rest and ask.gone_at is None]
-        self.world.more(asks[pick % len(asks)])
+    def _late(self) -> list[Ask]:
+        return [ask for ask in self.world.asks if ask.rest and ask.gone_at is None]
 
-    @precondition(lambda self: self._asks())
-    @rule(pick=PICK)
-    def leave(self, pick: int) -> None:
-        asks = self._asks()
-        self.world.leave(asks[pick % len(asks)])
+    def _taking(self) -> list[Ask]:
+        return [ask for ask in self._there() if not ask.caller.paused]
 
-    @precondition(lambda self: any(not ask.caller.paused for ask in self._asks()))
-    @rule(pick=PICK)
-    def pause(self, pick: int) -> None:
-        asks = [ask for ask in self._asks() if not ask.caller.paused]
-        self.world.pause(asks[pick % len(asks)])
+    def _paused(self) -> list[Ask]:
+        return [ask for ask in self._there() if ask.caller.paused]
 
-    @precondition(lambda self: any(ask.caller.paused for ask in self._asks()))
-    @rule(pick=PICK)
-    def resume(self, pick: int) -> None:
-        asks = [ask for ask in self._asks() if ask.caller.paused]
-        self.world.resume(asks[pick % len(asks)])
+    @about(_late)
+    def more(self, ask: Ask) -> None:
+        ask.more()
+
+    @about(_there)
+    def leave(self, ask: Ask) -> None:
+        ask.leave()
+
+    @about(_taking)
+    def pause(self, ask: Ask) -> None:
+        ask.pause()
+
+    @about(_paused)
+    def resume(self, ask: Ask) -> None:
+        ask.resume()
+
+    def _served(self) -> list[Ask]:
+        asks = [ask for ask in self._there() if ask.calls and ask.calls[-1].speaks]
+        return [ask for ask in asks if ask.calls[-1].marked_at is None]
+
+    @about(_served, times=st.integers(1, 4), end=st.booleans(), seconds=TIMES, resume=st.booleans())
+    def drown(self, ask: Ask, times: int, end: bool, seconds: float, resume: bool) -> None:
+        """Say more to a caller who takes nothing than can be on the way."""
+        ask.pause()
+        call = ask.calls[-1]
+        for _ in range(times):
+            self.world.settle()
+            if call.speaks:
+                call.say(big=MUCH)
+        if end and call.speaks:
+            call.end()
+        self.world.settle(seconds)
+        if resume:
+            ask.resume()
 
     # Vendors
 
@@ -113,41 +199,40 @@ class Machine(RuleBasedStateMachine):
     def _speaking(self) -> list[Call]:
         return [call for call in self.world.calls if call.speaks and call.marked_at is None]
 
-    @precondition(lambda self: self._waiting())
-    @rule(pick=PICK, framing=st.sampled_from(["chunked", "length", "close"]), last=st.booleans())
-    def begin_answer(self, pick: int, framing: str, last: bool) -> None:
-        calls = self._waiting()
-        self.world.answer(calls[pick % len(calls)], framing=framing, last=last)
+    def _marked(self) -> list[Call]:
+        return [call for call in self.world.calls if call.speaks and call.marked_at is not None]
 
-    @precondition(lambda self: self._waiting())
-    @rule(
-        pick=PICK,
+    def _busy(self) -> list[Call]:
+        return [call for call in self.world.calls if call.waits or call.speaks]
+
+    def _quiet(self) -> list[Line]:
+        lines = [line for vendor in self.world.vendors.values() for line in vendor.lines]
+        return [line for line in lines if line.open and not any(call.runs for call in line.calls)]
+
+    @about(_waiting, framing=st.sampled_from(BEGUN), last=st.booleans())
+    def begin_answer(self, call: Call, framing: str, last: bool) -> None:
+        call.answer(framing=framing, last=last)
+
+    @about(
+        _waiting,
         status=st.sampled_from(STATUSES[1:]),
         hints=HINTS,
         last=st.booleans(),
         size=st.sampled_from([0, 0, 300_000]),
     )
-    def refuse(self, pick: int, status: int, **more: Any) -> None:
-        calls = self._waiting()
-        self.world.answer(calls[pick % len(calls)], status, **more)
+    def refuse(self, call: Call, status: int, **more: Any) -> None:
+        call.answer(status, **more)
 
-    @precondition(lambda self: self._waiting())
-    @rule(pick=PICK)
-    def interim(self, pick: int) -> None:
-        calls = self._waiting()
-        call = calls[pick % len(calls)]
-        call.interim = True
-        call.line.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+    @about(_waiting)
+    def announce(self, call: Call) -> None:
+        call.announce()
 
-    @precondition(lambda self: self._waiting())
-    @rule(pick=PICK, data=NOT_HTTP)
-    def spoil(self, pick: int, data: bytes) -> None:
-        calls = self._waiting()
-        self.world.spoil(calls[pick % len(calls)], data)
+    @about(_waiting, data=NOT_HTTP)
+    def spoil(self, call: Call, data: bytes) -> None:
+        call.spoil(data)
 
-    @precondition(lambda self: self._speaking())
-    @rule(
-        pick=PICK,
+    @about(
+        _speaking,
         words=st.lists(
             st.tuples(
                 st.sampled_from(["word", "word", "word", "mark", "failure"]),
@@ -156,100 +241,87 @@ class Machine(RuleBasedStateMachine):
             min_size=1,
             max_size=4,
         ),
-        big=st.sampled_from([0, 0, 0, 500_000]),
+        big=st.sampled_from([0, 0, 0, 0, 0, TOO_MUCH]),
     )
-    def say(self, pick: int, words: list[tuple[str, int | None]], big: int) -> None:
-        calls = self._speaking()
-        call = calls[pick % len(calls)]
+    def say(self, call: Call, words: list[tuple[str, int | None]], big: int) -> None:
         for what, size in words:
             if call.speaks and call.marked_at is None:
-                self.world.say(call, what, size, big)
+                call.say(what, size, big)
             self.world.settle()
 
-    @precondition(lambda self: self._speaking())
-    @rule(pick=PICK, early=st.booleans())
-    def end(self, pick: int, early: bool) -> None:
-        calls = self._speaking()
-        call = calls[pick % len(calls)]
-        if early and call.stream and call.ask.kind.early and not call.todo:
-            self.world.say(call, "early")
+    @about(_speaking, early=st.booleans())
+    def end(self, call: Call, early: bool) -> None:
+        if early and call.stream and call.kind.early and not call.todo:
+            call.say("early")
         if call.speaks:
-            self.world.end(call)
+            call.end()
 
-    @precondition(lambda self: any(call.marked_at and call.speaks for call in self.world.calls))
-    @rule(pick=PICK)
-    def end_marked(self, pick: int) -> None:
-        calls = [call for call in self.world.calls if call.marked_at and call.speaks]
-        self.world.end(calls[pick % len(calls)])
+    @about(_marked)
+    def end_marked(self, call: Call) -> None:
+        call.end()
 
-    @precondition(lambda self: any(call.waits or call.speaks for call in self.world.calls))
-    @rule(pick=PICK, how=CUTS, after=st.sampled_from([0.0, 0.0, 1.0]))
-    def cut(self, pick: int, how: str, after: float) -> None:
-        calls = [call for call in self.world.calls if call.waits or call.speaks]
-        call = calls[pick % len(calls)]
+    @about(_busy, how=CUTS, after=st.sampled_from([0.0, 0.0, 1.0]))
+    def cut(self, call: Call, how: str, after: float) -> None:
         self.world.settle(after)
-        if not call.line.open:
-            return
-        call.line.cut(how)
-        if call.framing == "close" and how == "fin":
-            call.finished = True
+        if call.line.open:
+            call.cut(how)
 
-    def _quiet(self) -> list[Any]:
-        lines = [line for one in self.world.vendors.values() for line in one.lines if line.open]
-        return [line for line in lines if not line.calls or line.calls[-1].finished]
-
-    @precondition(lambda self: self._quiet())
-    @rule(pick=PICK, how=st.sampled_from(["fin", "reset", "surplus"]))
-    def disturb(self, pick: int, how: str) -> None:
-        lines = self._quiet()
-        line = lines[pick % len(lines)]
+    @about(_quiet, how=st.sampled_from(["fin", "reset", "surplus", "surplus"]))
+    def disturb(self, line: Line, how: str) -> None:
         if how != "surplus":
             line.cut(how)
-        elif line.calls:
-            self.world.surplus(line)
+        elif line.calls and not line.deaf:  # else something may have been asked, and not been read
+            line.surplus()
 
+    @precondition(lambda self: self.world.asks)
     @rule(
         name=st.sampled_from(["one", "two", "free"]),
-        manner=st.sampled_from(["well", "well", "refuses", "away", "deaf", "slams"]),
+        manner=st.sampled_from(
+            ["well", "well", "well", "well", "refuses", "away", "deaf", "slams"]
+        ),
     )
     def change(self, name: str, manner: str) -> None:
-        self.world.vendors[name].behave(manner)
+        self.world.change(self.world.vendors[name], manner)
 
     # Time, and the operator
 
+    @precondition(lambda self: self.world.asks)
     @rule(seconds=TIMES)
     def wait(self, seconds: float) -> None:
         self.world.settle(seconds)
 
     @rule(plan=st.sampled_from(PLANS))
-    @precondition(lambda self: self.world.drained is None and bool(self._asks()))
-    def reload(self, plan: Any) -> None:
+    @precondition(lambda self: self.world.drained is None and bool(self._there()))
+    def reload(self, plan: Plan) -> None:
         self.world.reload(plan)
 
-    @rule(seconds=st.sampled_from([0.0, 5.0, 60.0]), now=st.integers(0, 3))
-    @precondition(lambda self: self.world.drained is None and len(self.world.asks) > 1)
-    def drain(self, seconds: float, now: int) -> None:
-        if not now:
+    @rule(seconds=st.sampled_from([0.0, 5.0, 60.0]), now=st.booleans())
+    @precondition(lambda self: self.world.drained is None and len(self.world.asks) > 2)
+    def drain(self, seconds: float, now: bool) -> None:
+        if now:
             self.world.drain(seconds)
 
     @invariant()
     def holds(self) -> None:
-        if hasattr(self, "world"):
-            self.world.settle()
-            self.world.check()
+        if not hasattr(self, "world"):
+            return
+        self.sound = False
+        self.world.settle()
+        check(self.world)
+        self.sound = True
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
         try:
-            if not self.world.broken:
-                self.world.finish()
+            if self.sound:
+                finish(self.world)
         finally:
             self.world.close()
 
 
 QUICK = settings(
-    max_examples=120,
+    max_examples=250,
     stateful_step_count=30,
     deadline=None,
     print_blob=True,
