@@ -82,7 +82,7 @@ async def _serve(
     loop.set_exception_handler(lambda _, context: note(running.log, context))
     loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
     _announce(running)
-    settle()
+    tune_gc()
     reloading = loop.create_task(_reload_for_ever(running, reload, again))
     await stop.wait()
     reloading.cancel()
@@ -92,7 +92,7 @@ async def _serve(
     running.log.events.info("stopped")
 
 
-def settle() -> None:
+def tune_gc() -> None:
     """Have cycles looked for less often, and not among what is here by now: it stays."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)

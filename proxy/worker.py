@@ -86,7 +86,7 @@ class _Worker:
                 self._running = it
                 it.log.events = it.log.events.bind(worker=self._seat.number)
                 loop.set_exception_handler(lambda _, context: lifecycle.note(it.log, context))
-                lifecycle.settle()
+                lifecycle.tune_gc()
                 self._doors.open()
                 await channel.ask("ready")
                 await lifecycle.unless(channel.gone, _until(self._stop))

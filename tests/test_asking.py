@@ -14,6 +14,7 @@ from tests.harness.hooks import (
     delta,
     events,
     half,
+    hooked,
     left,
     post,
     refused,
@@ -42,9 +43,7 @@ from tests.harness.upstream import (
 
 @pytest.fixture
 async def proxy(upstream: Upstream) -> AsyncIterator[Proxy]:
-    """A proxy whose one surface asks for no key, on loopback."""
-    upstream.will(answer(body=SAID))
-    async with serving(routes(upstream, up='timeout = { idle = "200ms" }')) as running:
+    async with hooked(upstream) as running:
         yield running
 
 

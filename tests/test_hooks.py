@@ -25,6 +25,7 @@ from tests.harness.hooks import (
     TEAM,
     delta,
     events,
+    hooked,
     left,
     post,
     refused,
@@ -53,9 +54,7 @@ from tests.harness.upstream import (
 
 @pytest.fixture
 async def proxy(upstream: Upstream) -> AsyncIterator[Proxy]:
-    """A proxy whose one surface asks for no key, on loopback."""
-    upstream.will(answer(body=SAID))
-    async with serving(routes(upstream, up='timeout = { idle = "200ms" }')) as running:
+    async with hooked(upstream) as running:
         yield running
 
 

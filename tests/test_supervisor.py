@@ -588,13 +588,15 @@ async def test_told_twice(upstream: Upstream) -> None:
 
 
 async def test_ready(upstream: Upstream) -> None:
-    """Ready is told once, when all workers are; how many, a file may say too, and the command line rather."""
+    """Ready is told once, when all workers are; how many, a file may say too, and the command line rather,
+    where the option may be cut short.
+    """
     async with process(to(upstream.url, "workers = 3"), python=STRICT) as proxy:
         (ready,) = proxy.events("ready")
         assert ready["workers"] == 3
         assert sorted(pids(proxy)) == [0, 1, 2]
         assert proxy.lines()[3]["event"] == "ready"
-    async with process(to(upstream.url, "workers = 3"), further=("--workers", "1")) as proxy:
+    async with process(to(upstream.url, "workers = 3"), further=("--worker", "1")) as proxy:
         (ready,) = proxy.lines()
         assert "workers" not in ready
 

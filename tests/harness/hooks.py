@@ -2,13 +2,15 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 
 from tests.harness.client import Answer, Pair, call
-from tests.harness.proxy import Proxy
-from tests.harness.upstream import JSON, Step, Upstream, event, head, raw
+from tests.harness.proxy import Proxy, serving
+from tests.harness.upstream import JSON, Step, Upstream, answer, event, head, raw
 
 SECRET = "hook-secret-CANARY-1"
 OTHER = "hook-secret-CANARY-2"
@@ -38,6 +40,14 @@ secret = "{OTHER}"
 route = "m"
 {more}
 """
+
+
+@asynccontextmanager
+async def hooked(upstream: Upstream) -> AsyncIterator[Proxy]:
+    """Run a proxy with hooks whose one surface asks for no key, on loopback; *upstream* says that all is well."""
+    upstream.will(answer(body=SAID))
+    async with serving(routes(upstream, up='timeout = { idle = "200ms" }')) as running:
+        yield running
 
 
 def said(text: Any = "The disk is full.", **fields: Any) -> bytes:
