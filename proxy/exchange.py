@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
+from proxy.cache import Cache
 from proxy.dialects import Dialect
 from proxy.errors import Outcome, printable
 from proxy.headers import Headers, Pair
 from proxy.keys import Key
 from proxy.routes import Route, Upstream
 
-LEARNT = 16
-"""So many things are known of a head at a time."""
+LEARNT_BYTES = 16 * 1024
+"""So much is known of a head at a time, beside itself."""
 
 Phase = Literal["unsent", "sent", "answered", "streaming"]
 """How far an attempt got: from `sent` on, it may have been executed, and billed."""
@@ -85,7 +86,7 @@ class Exchange:
     client_ip: str | None
     received: float
 
-    learnt: dict[object, Any] = field(default_factory=dict, repr=False)
+    learnt: Cache[object, Any] = field(default_factory=lambda: Cache(LEARNT_BYTES), repr=False)
     dialect: Dialect | None = None
     suffix: str = ""
     key: Key | None = None
@@ -110,12 +111,6 @@ class Exchange:
     upstream_request_id: str | None = None
     quiet: bool = False
     finished: bool = False
-
-    def learn(self, what: object, value: Any) -> None:
-        """Note what was found out about this head."""
-        if len(self.learnt) >= LEARNT:
-            self.learnt.clear()
-        self.learnt[what] = value
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""

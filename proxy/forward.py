@@ -10,10 +10,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from sys import getsizeof
 from typing import Protocol
 
 from proxy.admission import Gate
 from proxy.body import Body, BodyError, Found, find_model
+from proxy.cache import Cache
 from proxy.config import Snapshot
 from proxy.connection import Upload
 from proxy.dialects import GEMINI, MODELS, REALTIME, family, shape_of
@@ -42,8 +44,8 @@ from proxy.tunnel import Caller, Tunnel
 
 LARGE_BYTES = 256 * 1024
 """To find the model in a longer body takes so long that others would notice."""
-MATCHED = 1000
-"""So many models are known by heart."""
+MATCHED_BYTES = 1024 * 1024
+"""So much of models is known by heart."""
 MATCHED_CHARS = 256
 """How long the name of a model may be to be kept: a body's worth of it is a model's name too."""
 
@@ -85,7 +87,9 @@ class Forward:
         self._gate = gate
         self._relays = relays
         self._clock = clock
-        self._matched: dict[tuple[str | None, str, str], tuple[str, str, Upstream, Route]] = {}
+        self._matched: Cache[tuple[str | None, str, str], tuple[str, str, Upstream, Route]] = Cache(
+            MATCHED_BYTES
+        )
         self._whole: dict[Upstream, Target] = {}  # what carries no model goes to an upstream whole
 
     async def handle(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> bool:
@@ -204,7 +208,7 @@ class Forward:
                 if query:
                     exchange.query = without_keys(query, keys)
                 if key.expires is None:
-                    exchange.learn(keys, (query, exchange.query, key))
+                    exchange.learnt.keep(keys, (query, exchange.query, key), 2 * len(query))
                 return key
         if refusal is None:
             wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
@@ -228,8 +232,9 @@ class Forward:
         model, sent, upstream = exchange.model, exchange.model_sent, exchange.upstream
         assert model is not None and sent is not None and upstream is not None
         short = asked is None or len(asked) <= MATCHED_CHARS
-        if route.switch is None and short and len(self._matched) < MATCHED:
-            self._matched[place] = model, sent, upstream, route
+        if route.switch is None and short:
+            size = getsizeof(asked) + getsizeof(model) + getsizeof(sent)
+            self._matched.keep(place, (model, sent, upstream, route), size)
         return route, groups
 
     def _find_route(

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from sys import getsizeof
 
 from proxy.admission import Gate
 from proxy.answers import respond
+from proxy.cache import Cache
 from proxy.dialects import shape_of
 from proxy.edge import Request
 from proxy.errors import (
@@ -48,8 +50,10 @@ class Endpoint:
 Place = tuple[Endpoint, Located | None]
 """What answers, and where the path stands."""
 
-PLACES = 1000
-"""So many paths are known by heart."""
+PLACES_BYTES = 256 * 1024
+"""So much of paths is known by heart: they are looked up before a key is asked for."""
+PLACE_CHARS = 512
+"""How long a path may be to be kept."""
 
 Find = Callable[[str, str], Place | None]
 """Returns what answers a method at a raw path, and where that path stands, or None."""
@@ -100,7 +104,7 @@ class Frame:
         self._log = log
         self._sessions = sessions
         self._clock = clock
-        self._places: dict[tuple[str, str], Place] = {}  # what was found before
+        self._places: Cache[tuple[str, str], Place] = Cache(PLACES_BYTES)  # what was found before
 
     async def handle(self, request: Request) -> bool:
         """Answer one request, whatever it is, and leave one record of it; return whether the client's
@@ -204,15 +208,15 @@ class Frame:
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         as_written = exchange.path is request.head.path  # and not taken out of an absolute form
         if expect is None and origin is None and as_written:
-            exchange.learn(self, (found, request.sockname))
+            exchange.learnt.keep(self, (found, request.sockname), 2 * len(exchange.path))
         return endpoint
 
     def _look_up(self, method: str, path: str) -> Place | None:
         found = self._places.get((method, path))
         if found is None:
             found = self._find(method, path)
-            if found is not None and len(self._places) < PLACES:
-                self._places[method, path] = found
+            if found is not None and len(path) <= PLACE_CHARS:
+                self._places.keep((method, path), found, 2 * getsizeof(path))
         return found
 
     def _check_form(self, exchange: Exchange, request: Request) -> None:

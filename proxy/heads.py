@@ -12,12 +12,16 @@ from typing import Any
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
 
+from proxy.cache import Cache
+from proxy.exchange import LEARNT_BYTES
 from proxy.headers import Headers
 
-KNOWN_HEADS = 512
-"""So many are known at a time."""
+HEADS_BYTES = 6 * 2**20
+"""So much is held of those with a body at one address, and of those without."""
 KNOWN_BYTES = 4 * 1024
 """How long a head may be to be kept."""
+COPIES, FIELD_BYTES = 3, 500
+"""So often is a head held by whoever reads it, and so much does each of its headers take besides."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNORECASE)
 
@@ -53,15 +57,15 @@ class Head:
         # After a chunked request, aiohttp's parser makes its last trailer a header of the next
         # request on the connection (3.14.5), so there must be no next one.
         self.last = message.should_close or self.chunked or self.upgrade or self.http10
-        self.learnt: dict[object, Any] = {}
+        self.learnt: Cache[object, Any] = Cache(LEARNT_BYTES)
 
 
 class Heads:
     """The heads of one address that are known."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
-        self._bare: dict[bytes, Head] = {}  # those without a Content-Length
+        self._known: Cache[bytes, Head] = Cache(HEADS_BYTES)
+        self._bare: Cache[bytes, Head] = Cache(HEADS_BYTES)  # those without a Content-Length
 
     def find(self, data: bytes) -> tuple[Head, bytes] | None:
         """Return the head and the body that *data* is, where it is one whole request with a known head."""
@@ -97,9 +101,11 @@ class Heads:
             end += int(said[1])
         if len(key) > KNOWN_BYTES:
             return head, end
-        if len(self._known) + len(self._bare) >= KNOWN_HEADS:
-            self.forget()
-        return known.setdefault(key, head), end
+        before = known.get(key)
+        if before is not None:
+            return before, end
+        known.keep(key, head, COPIES * len(key) + FIELD_BYTES * len(head.headers) + LEARNT_BYTES)
+        return head, end
 
     def forget(self) -> None:
         """Know none of them any more, nor what was found out about them."""

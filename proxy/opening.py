@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from sys import getsizeof
 
 from proxy.balance import Choice, Scores, order
 from proxy.body import Body, BodyError, Found, Piece, splice
@@ -112,7 +113,8 @@ class Asked:
         else:
             to = address(target.upstream, dialect, suffix, query)
             begun = head(exchange.method, to, signature, exchange.headers)
-            exchange.learn(signature, (suffix, query, to, begun))
+            size = len(begun) + getsizeof(to.target) + getsizeof(suffix) + getsizeof(query)
+            exchange.learnt.keep(signature, (suffix, query, to, begun), size)
         return to, [b"%b%b\r\n" % (begun, framing), *content]
 
     def _hidden(self, upstream: Upstream) -> bytes | None:

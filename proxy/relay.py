@@ -36,6 +36,8 @@ from proxy.sse import Tap
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
+MEDIA_TYPE_BYTES = 128
+"""How long a Content-Type may be to be kept: an upstream may say anything."""
 
 _LENGTH = b"content-length"
 _CORS = b"access-control-"
@@ -401,12 +403,15 @@ def _has_model(headers: Headers) -> bool:
 
 def _kind(headers: Headers) -> bytes:
     """Return the media type that *headers* announce, in lower case."""
-    return _media_type(headers.first.get(b"content-type", b""))
+    value = headers.first.get(b"content-type", b"")
+    return _media_type(value) if len(value) <= MEDIA_TYPE_BYTES else _as_media_type(value)
 
 
-@lru_cache(maxsize=256)
-def _media_type(value: bytes) -> bytes:
+def _as_media_type(value: bytes) -> bytes:
     return value.partition(b";")[0].strip().lower()
+
+
+_media_type = lru_cache(maxsize=256)(_as_media_type)
 
 
 def is_plain(headers: Headers) -> bool:

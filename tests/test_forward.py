@@ -442,3 +442,25 @@ async def test_long_names_are_not_kept(proxy: Proxy) -> None:
         name for one in gc.get_objects() if isinstance(one, Forward) for name, *_ in one._matched
     ]
     assert max(len(name) for name in kept if name is not None) == MATCHED_CHARS
+
+
+async def test_many_names(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many models somebody asks for, what is kept of them stays within its bound, and the name
+    that came last is kept.
+    """
+    monkeypatch.setattr("proxy.forward.MATCHED_BYTES", 20_000)
+    assert proxy.running is not None
+    await proxy.running.apply(proxy.running.snapshot)
+    async with await Client.connect(proxy.port) as client:
+        for number in range(100):
+            await client.send(request(chat(f"{number:03}" + "ж" * 200)))
+            assert (await client.answer()).status == 200
+    (matched,) = [
+        one._matched
+        for one in gc.get_objects()
+        if isinstance(one, Forward) and any(name and "ж" in name for name, *_ in one._matched)
+    ]
+    names = [name for name, *_ in matched]
+    assert matched.held <= 20_000
+    assert 5 < len(names) < 50
+    assert (names[-1] or "").startswith("099")

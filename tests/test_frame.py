@@ -3,8 +3,9 @@
 import pytest
 
 from proxy.forward import Forward
-from tests.harness.client import call, chat
-from tests.harness.proxy import Proxy
+from proxy.frame import PLACE_CHARS, PLACES_BYTES
+from tests.harness.client import Client, call, chat, request
+from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import Upstream, answer
 
 
@@ -40,3 +41,25 @@ async def test_one_line_each(proxy: Proxy, upstream: Upstream) -> None:
         ids.append((got.value(b"x-trunkline-id") or b"").decode())
     await proxy.record(3)
     assert [record["request_id"] for record in proxy.records()] == ids
+
+
+async def test_paths_of_strangers() -> None:
+    """However many paths a stranger without a key makes up, what is kept of them stays within its bound,
+    no long one is among it, and what is asked for after them all is.
+    """
+    toml = '[routes]\nm = "sandbox/echo"\n[unrouted]\nfiles = "sandbox"\n[keys]\nteam = "sk-team-0123456789"\n'
+    async with serving(toml) as proxy, await Client.connect(proxy.port) as client:
+        assert proxy.running is not None
+        ((_, face),) = proxy.running._listeners.values()
+        places = face.frame._places
+        longest = f"/v1/files/{'y' * (PLACE_CHARS - len('/v1/files/'))}"
+        paths = [f"/v1/files/{number:04}{'x' * 400}" for number in range(600)]
+        for path in [*paths, longest + "y", longest, "/v1/chat/completions"]:
+            await client.send(request(chat(), path=path))
+            assert (await client.answer()).status == 401
+            assert places.held <= PLACES_BYTES
+        kept = [path for _, path in places]
+        assert len(kept) > 100
+        assert paths[0] not in kept
+        assert longest + "y" not in kept
+        assert kept[-2:] == [longest, "/v1/chat/completions"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import load
-from proxy.heads import KNOWN_BYTES, KNOWN_HEADS, Head, Heads
+from proxy.exchange import LEARNT_BYTES
+from proxy.heads import HEADS_BYTES, KNOWN_BYTES, Head, Heads
 from tests.harness.client import Client, Pair, chat, request
 from tests.harness.proxy import serving
 from tests.harness.upstream import Conn, Received, Upstream
@@ -174,14 +176,35 @@ def test_too_long_a_head() -> None:
     assert heads.find(data) is None
 
 
-def test_bound() -> None:
-    """No more heads are kept than the bound says, and new ones are, whatever came before."""
+@pytest.mark.parametrize(
+    "headers",
+    [[], [(b"X-Long", b"x" * 3600)], [(b"X-%d" % number, b"x") for number in range(100)]],
+    ids=["short", "long", "many"],
+)
+def test_bound(headers: list[Pair]) -> None:
+    """Whatever heads come, no more is held of them than the bound says, all that may be found out about
+    them included; new ones are kept, and the oldest give way.
+    """
     heads = Heads()
-    for number in range(3 * KNOWN_HEADS):
-        data = request(b"{}" if number % 2 else b"", headers=[(b"X-N", b"%d" % number)])
-        learnt(heads, data)
-        assert heads.find(data) is not None
-        assert len(heads._known) + len(heads._bare) <= KNOWN_HEADS
+    first = request(b"{}", headers=[*headers, (b"X-N", b"first")])
+    learnt(heads, first)
+    tracemalloc.start()
+    try:
+        for number in range(800):
+            data = request(
+                b"{}" if number % 2 else b"", headers=[*headers, (b"X-N", b"%d" % number)]
+            )
+            head, _ = learnt(heads, data)
+            for what in range(20):
+                head.learnt.keep(what, bytes(1500), 1500)
+            assert heads.find(data) is not None
+            assert head.learnt.held <= LEARNT_BYTES
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert heads.find(first) is None
+    assert held <= 2 * HEADS_BYTES
+    assert held >= HEADS_BYTES / 2  # else the bound would be one of another thing
 
 
 LINES = [

@@ -1175,3 +1175,14 @@ async def test_cuts_are_silent(upstream: Upstream) -> None:
         for _ in range(5):
             await call_and_leave(proxy)
         await proxy.record(14)
+
+
+async def test_media_types_of_upstreams(proxy: Proxy, upstream: Upstream) -> None:
+    """Whatever an upstream calls its answers, only short names are kept, and a long one means the same."""
+    before = relay._media_type.cache_info().currsize
+    for number in range(300):
+        tail = b"; x=%d%b" % (number, b"y" * 200)
+        upstream.will(stream(DONE, headers=[(b"Content-Type", b"text/event-stream" + tail)]))
+        got = await call(proxy.port, chat())
+        assert got.value(b"x-accel-buffering") == b"no"  # as in every stream
+    assert relay._media_type.cache_info().currsize <= before + 1
