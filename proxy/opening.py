@@ -3,7 +3,6 @@ fails, others, as `retry` allows. It ends with an opened answer, or with an erro
 """
 
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_plain, is_stream
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again
 from proxy.routes import Group, Route, Target, Upstream
+from proxy.shapes import LOOKED_AT, Meaning, read
 from proxy.sse import error_in, has_event
 from proxy.target import path_for, query_for
 from proxy.transport import Transport, least
@@ -47,10 +47,12 @@ CUT_SHORT_SECONDS = 0.02
 MARGIN_SECONDS = 1.0
 """How long before an SDK gives up it has our answer."""
 
-_TOO_LONG = re.compile(
-    rb'"context_length_exceeded"|prompt is too long|maximum context length|context window',
-    re.IGNORECASE,
-)
+_STANDS_FOR: dict[Meaning | None, int] = {
+    Meaning.CREDENTIAL: 401,
+    Meaning.ACCOUNT: 402,
+    Meaning.TOO_LONG: TOO_LONG,
+}
+"""What an error is taken for whose status says less than its body."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,13 +130,16 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class Opened:
-    """An answer that has begun, on *connection*, to an *attempt* at *choice*."""
+    """An answer that has begun, on *connection*, to an *attempt* at *choice*. *stands_for* is its
+    status, or what its body says that it should have been.
+    """
 
     choice: Choice
     to: Addressed
     connection: Connection
     attempt: Attempt
     probe: int
+    stands_for: int = 0
 
 
 class Opener:
@@ -183,7 +188,7 @@ class Opener:
         """Refuse an answer that must not be relayed, whatever it says."""
         status = opened.connection.status
         error = None
-        if status == 401 and not asked.passthrough:
+        if opened.stands_for == 401 and not asked.passthrough:
             # Not the caller's key is meant but ours, and the body may quote it.
             error = ProxyError(UPSTREAM_AUTH, "The upstream refused the proxy's credential.")
         elif 300 <= status < 400 and status != 304:
@@ -205,7 +210,6 @@ class _Opening:
         self._deadline: float | None = None
         self._trip: Trip | None = None
         self._held: Opened | None = None  # an answer that is relayed if nothing better comes
-        self._held_for = 0
         self._ordered: list[Target] | None = None
         self._spent: list[Target | Upstream] = []  # what must not be asked again
 
@@ -366,7 +370,7 @@ class _Opening:
     async def _attempt(self, choice: Choice) -> Opened:
         """Make an attempt at *choice*. Raises `Failed` where it may not be the last one."""
         if self._held is not None:
-            self._held.attempt.abandoned = self._held_for
+            self._held.attempt.abandoned = self._held.stands_for
             self._discard()
         asked, trip, opener = self._asked, self._trip, self._opener
         exchange, upstream, health = asked.exchange, choice.target.upstream, choice.health
@@ -408,7 +412,7 @@ class _Opening:
             exchange.waited += attempt.ended - started
         opened = Opened(choice, to, connection, attempt, probe)
         try:
-            reason = await self._look(opened)
+            reason = opened.stands_for = await self._look(opened)
         except BaseException:
             health.end(probe)
             opener.transport.drop(connection)
@@ -418,7 +422,7 @@ class _Opening:
             self._note_refusal(choice)
         if reason not in RULES or asked.upload is not None:
             return opened
-        self._held, self._held_for = opened, reason
+        self._held = opened
         raise self._failed(opened, reason)
 
     def _reason_of(self, failure: UpstreamFailure) -> Fault:
@@ -444,15 +448,21 @@ class _Opening:
 
     async def _look(self, opened: Opened) -> int:
         """Return the status of an answer, or what stands for it where its body says more."""
-        connection, route = opened.connection, self._asked.route
-        status = connection.status
-        if route is None or (status == 400 and not route.on_context_length):
-            return status
-        if status == 400:
+        connection, asked = opened.connection, self._asked
+        status, headers, route = connection.status, connection.headers, asked.route
+        if status in LOOKED_AT and not asked.passthrough:
             body = await connection.peek(lambda _: False, PEEK_BYTES, PEEK_SECONDS)
-            return TOO_LONG if _TOO_LONG.search(body) else status
-        headers = connection.headers
-        if status == 200 and route.peek and is_stream(headers) and is_plain(headers):
+            coding = headers.first.get(b"content-encoding", b"")
+            stands_for = _STANDS_FOR.get(read(status, body, coding), status)
+            if stands_for != TOO_LONG or (route is not None and route.on_context_length):
+                return stands_for
+        elif (
+            status == 200
+            and route is not None
+            and route.peek
+            and is_stream(headers)
+            and is_plain(headers)
+        ):
             body = await connection.peek(has_event, PEEK_BYTES, PEEK_SECONDS)
             return error_in(body) or status
         return status

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import itertools
 import os
 import random
@@ -9,6 +10,7 @@ import re
 import socket
 import ssl
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -1434,6 +1436,88 @@ async def test_all_credentials_are_refused(upstream: Upstream) -> None:
         assert connections(proxy) <= 1
 
 
+DEAD: dict[str, tuple[int, bytes]] = {
+    "xai": (400, b'{"code":"invalid-argument","error":"Incorrect API key provided: sk-one."}'),
+    "gemini": (
+        400,
+        b'{"error":{"code":400,"message":"sk-one","details":[{"reason":"API_KEY_INVALID"}]}}',
+    ),
+    "bedrock": (403, b'{"message":"The security token included in the request is invalid."}'),
+}
+PACKED: dict[str, tuple[list[Pair], Callable[[bytes], bytes]]] = {
+    "plain": ([], bytes),
+    "none": ([(b"Content-Encoding", b"none")], bytes),
+    "gzip": ([(b"Content-Encoding", b"gzip")], gzip.compress),
+    "deflate": ([(b"Content-Encoding", b"deflate")], zlib.compress),
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("vendor", DEAD)
+async def test_a_dead_credential_in_other_shapes(
+    vendor: str, packed: str, upstream: Upstream
+) -> None:
+    """A dead credential that comes as 400 or 403, packed or not, rests as one that comes as 401 does;
+    where there is no other, the caller learns that it is not its own key, and no more.
+    """
+    code, body = DEAD[vendor]
+    headers, pack = PACKED[packed]
+    dead = answer(code, pack(body), [JSON, *headers])
+    upstream.will(refusing(b"sk-one", dead))
+    toml = table("a", upstream.url, credential=TWO) + '[routes]\nm = "a/m"'
+    async with serving(toml) as proxy:
+        for _ in range(3):
+            assert (await call(proxy.port, chat("m"))).status == 200
+        assert keys_seen(upstream) == ["one", "two", "two", "two"]
+        record = await proxy.record(3)
+        assert len(proxy.events("credential_refused")) == 1
+        assert [a["status"] for a in proxy.records()[0]["attempts"]] == [code, 200]
+        assert not any(a["maybe_billed"] for a in record["attempts"])
+        upstream.will(dead)
+        got = await call(proxy.port, chat("m"))
+        assert (got.status, got.code) == (502, "upstream_auth")
+        assert got.value(b"x-should-retry") == b"false"
+        assert pack(body) not in got.raw
+        assert b"sk-" not in got.raw
+
+
+@pytest.mark.parametrize("vendor", DEAD)
+async def test_a_dead_credential_of_a_caller(vendor: str, upstream: Upstream) -> None:
+    """Where the caller's own credential goes up, it is the caller's to know that it is dead."""
+    code, body = DEAD[vendor]
+    upstream.will(answer(code, body))
+    toml = table("a", upstream.url, "passthrough = true", credential=TWO) + '[routes]\nm = "a/m"\n'
+    toml += '[[surface]]\nname = "through"\nlisten = "127.0.0.1:0"\nauth = "passthrough"\n'
+    async with serving(toml, listen=None) as proxy:
+        got = await call(proxy.port, chat("m"), headers=[CANARY])
+        assert (got.status, got.body, len(upstream.requests)) == (code, body, 1)
+
+
+@pytest.mark.parametrize("vendor", DEAD)
+async def test_a_dead_credential_where_no_model_is(vendor: str, upstream: Upstream) -> None:
+    """By way of `[unrouted]`, too, and where an upload cannot be sent again, nothing of it is shown."""
+    code, body = DEAD[vendor]
+    upstream.will(refusing(b"sk-one", answer(code, body)))
+    toml = (
+        table("a", upstream.url, credential=TWO) + '[routes]\nm = "a/m"\n[unrouted]\nfiles = "a"\n'
+    )
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, b"x" * 1000, **UPLOAD)
+        assert (got.status, got.code) == (502, "upstream_auth")
+        assert (await call(proxy.port, b"x" * 1000, **UPLOAD)).status == 200
+        assert keys_seen(upstream) == ["one", "two"]
+
+
+async def test_a_403_that_is_no_credentials(upstream: Upstream) -> None:
+    """A 403 that refuses what was asked is the caller's to see, and no credential's fault."""
+    body = b'{"error":{"message":"Your input was flagged.","code":403}}'
+    upstream.will(answer(403, body))
+    toml = table("a", upstream.url, credential=TWO) + '[routes]\nm = "a/m"'
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, chat("m"))
+        assert (got.status, got.body, len(upstream.requests)) == (403, body, 1)
+
+
 # Who rests
 
 
@@ -1672,18 +1756,22 @@ LONG: dict[str, bytes] = {
         }
     ),
     "vllm": b'{"object":"error","message":"This model\'s maximum context length is 4096 tokens","code":400}',
+    "cohere": b'{"error_type":"TOO_MANY_TOKENS","message":"too many tokens: over by 9."}',
+    "bedrock": b'{"message":"Input is too long for requested model."}',
 }
 OTHER = orjson.dumps({"error": {"message": "messages is missing", "code": "invalid_value"}})
 
 
+@pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("switch", ["on_context_length = true", ""])
 @pytest.mark.parametrize("form", [*LONG, "other"])
-async def test_context_length(form: str, switch: str) -> None:
+async def test_context_length(form: str, switch: str, packed: str) -> None:
     """Where the route says so, and only there, a context too long for one goes on to the next."""
-    body = LONG.get(form, OTHER)
+    headers, pack = PACKED[packed]
+    body = pack(LONG.get(form, OTHER))
     path = MESSAGES if form == "anthropic" else CHAT
     async with Upstream() as a, Upstream() as b:
-        a.will(answer(400, body, reason=b"Bad Request"))
+        a.will(answer(400, body, [JSON, *headers], b"Bad Request"))
         async with serving(chain(a, b) + switch) as proxy:
             got = await call(proxy.port, chat("m"), path)
             goes_on = bool(switch) and form in LONG

@@ -1,0 +1,328 @@
+"""What vendors mean by their errors: the one table of the shapes in which they say it (sans I/O).
+
+A status does not tell: a prompt that is too long comes as 400, 413 or 422, and a dead key as 400 or
+403 too. What tells is a code, which every vendor spells in its own way and puts in its own place, or,
+where there is none, how the message is worded. `read` knows both; what it does not know, it leaves
+alone.
+
+A message may quote what a caller has sent, and what a credential's rest hangs on must not be a
+caller's to say. So the words by which a credential or an account is known are those with which a
+message begins.
+"""
+
+import re
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+LOOKED_AT = frozenset({400, 403, 413, 422})
+"""The statuses whose body says what they mean. A 401 and a 402 mean one thing."""
+BYTES = 64 * 1024
+"""No more than this is unpacked of a body."""
+DEPTH = 6
+"""How deep in a body a vendor may say what it means."""
+
+
+class Meaning(Enum):
+    """What an error means for where a request may go next."""
+
+    CREDENTIAL = "credential"
+    """Our credential was refused: it is wrong, expired or revoked."""
+    ACCOUNT = "account"
+    """What stands behind our credential was refused: the account, its credit, its region, or what the
+    key is permitted. Another one may fare better.
+    """
+    TOO_LONG = "too_long"
+    """The request is longer than the model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One row: an answer of one of *statuses* means *meaning* where one of its codes is among *codes*
+    (in lower case), or where *words* match: what a message begins with, or with *anywhere* any part.
+    """
+
+    meaning: Meaning
+    statuses: frozenset[int]
+    codes: frozenset[str]
+    words: re.Pattern[str]
+    anywhere: bool = False
+
+
+def _words(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("|".join(alternatives), re.IGNORECASE)
+
+
+SHAPES = (
+    Shape(
+        Meaning.TOO_LONG,
+        frozenset({400, 413, 422}),
+        frozenset(
+            {
+                "context_length_exceeded",  # OpenAI, Azure, Groq, DeepSeek, Cerebras
+                "context_window_exceeded",
+                "exceed_context_size_error",  # llama.cpp
+                "model_max_prompt_tokens_exceeded",  # GitHub
+                "tokens_limit_reached",  # GitHub
+                "too_many_prompt_tokens",  # Perplexity
+                "too_many_tokens",  # Cohere
+                "1261",  # Z.ai
+            }
+        ),
+        _words(
+            r"(?:prompt|input) (?:is )?too long",  # Anthropic, Bedrock, Ollama, Fireworks
+            r"context.?window",  # OpenAI, MiniMax, LiteLLM
+            r"(?:maximum|max|model's|available) context (?:length|size)",  # vLLM, OpenRouter, SGLang
+            r"exceeds? (?:the |max(?:imum)? )?context (?:length|limit|size)",  # Anthropic, Ollama
+            r"context length of only",  # LM Studio
+            r"input token count[^.]{0,80}(?:exceeds|only supports)",  # Gemini, Vertex
+            r"number of input tokens[^.]{0,40}exceed",  # Bedrock, watsonx
+            r"too many (?:input )?tokens",  # Cohere, Bedrock
+            r"maximum prompt length",  # xAI
+            r"model token limit",  # Moonshot
+            r"length of (?:all|the) messages (?:is too long|or completion)",  # Perplexity, Groq
+            r"tokens.{0,3} \+ .{0,3}max_new_tokens.{0,3} must be <=",  # TGI, Together
+            r"inputs.{0,3} must have less than \d+ tokens",  # TGI
+            r"range of input length should be",  # DashScope
+            r"prompt exceeds max length",  # Z.ai
+            r"prompt token count of \d+ exceeds",  # GitHub
+        ),
+        anywhere=True,
+    ),
+    Shape(
+        Meaning.CREDENTIAL,
+        frozenset({400, 403}),
+        frozenset(
+            {
+                "api_key_invalid",  # Gemini, Vertex
+                "authentication_error",
+                "expiredtokenexception",  # AWS
+                "incompletesignatureexception",
+                "invalidclienttokenid",
+                "invalidsignatureexception",
+                "missingauthenticationtokenexception",
+                "unrecognizedclientexception",
+                "invalid_api_key",
+                "invalidapikey",  # DashScope
+                "unauthenticated",
+                "unauthorized",  # Fireworks
+            }
+        ),
+        _words(
+            r"incorrect api key",  # xAI
+            r"(?:the |your )?api key (?:not valid|expired|is invalid|is not valid|has expired)",
+            r"your api key was reported as leaked",  # Gemini
+            r"the api key you provided",  # Fireworks
+            r"invalid api[ -]?key",
+            r"invalid (?:access|auth|authentication|authorization|bearer) (?:token|key)",  # Cloudflare
+            r"the security token included in the request is (?:invalid|expired)",  # Bedrock
+            r"the request signature we calculated does not match",
+            r"signature expired",
+            r"missing authentication token",
+            r"bearer token (?:has )?expired",
+            r"method doesn't allow unregistered callers",  # Gemini
+            r"authentication (?:error|fail)",  # Cloudflare, DeepSeek
+            r"authorization failed",  # NVIDIA
+            r"forbidden: bad or missing api ?key",  # AI21
+            r"unauthorized\W*\Z",
+        ),
+    ),
+    Shape(
+        Meaning.ACCOUNT,
+        frozenset({400, 403}),
+        frozenset(
+            {
+                "access_terminated",
+                "access_token_scope_insufficient",  # Google
+                "account_deactivated",
+                "accountoverdueerror",  # Volcengine
+                "allocationquota.freetieronly",  # DashScope
+                "api_key_http_referrer_blocked",
+                "api_key_ip_address_blocked",
+                "api_key_service_blocked",
+                "arrearage",  # DashScope
+                "billing_disabled",
+                "billing_hard_limit_reached",  # OpenAI
+                "billing_not_active",
+                "consumer_invalid",
+                "consumer_suspended",
+                "insufficient_balance",
+                "insufficient_permissions",
+                "insufficient_quota",
+                "organization_restricted",  # Groq
+                "service_disabled",
+                "unsupported_country_region_territory",  # OpenAI
+            }
+        ),
+        _words(
+            r"your credit balance is too low",  # Anthropic
+            r"this organization has been disabled",
+            r"your organization must be verified",  # OpenAI
+            r"user location is not supported",  # Gemini
+            r"operation not allowed\W*\Z",  # Bedrock
+            r"billing hard limit",
+            r"access denied, please make sure your account is in good standing",
+        ),
+    ),
+    Shape(
+        Meaning.ACCOUNT,
+        frozenset({403}),
+        frozenset(
+            {
+                "accessdenied",  # Azure
+                "accessdenied.unpurchased",
+                "accessdeniedexception",  # Bedrock
+                "exceeded_current_quota_error",
+                "iam_permission_denied",
+                "model.accessdenied",  # DashScope
+                "model_not_found",  # OpenAI: a project without access to the model
+                "model_permission_blocked_org",  # Groq
+                "model_permission_blocked_project",
+                "no_access",  # GitHub
+                "permission_denied",  # Google
+                "permission_denied_error",
+                "permission_error",  # Anthropic
+                "permissions_error",  # Groq
+            }
+        ),
+        _words(
+            r"request not allowed\W*\Z",  # Anthropic, of a region
+            r"you don't have access to the model",  # Bedrock
+            r"user: \S+ is not authorized to perform",
+            r"access to .{1,40} models is not allowed from unsupported countries",
+            r"(?:country|region)[^.]{0,30} not supported",
+            r"access denied",  # Azure, Groq
+            r"public access is disabled",
+            r"key limit exceeded",  # OpenRouter
+            r"your (?:newly created )?team\b.{0,80}(?:credits|spending limit|access)",  # xAI
+            r"(?:sorry, )?(?:your )?account balance is insufficient",  # SiliconFlow
+            r"insufficient (?:account )?(?:balance|credits?|funds|permissions?|quota)",
+            r"this authentication method does not have sufficient permissions",  # Hugging Face
+            r"you have insufficient permissions",
+            r"(?:the caller|you|your api key) (?:does|do) not have (?:permission|access)",
+            r"(?:project|organization|team|workspace)\b.{0,80} does not have access to",
+        ),
+    ),
+)
+"""What is known of errors; the first row that fits tells. A test reads each vendor's recorded one."""
+
+_REFUSED = _words(
+    r"moderation",
+    r"flagged",
+    r"safety",
+    r"guidelines",
+    r"(?:usage|use|content) polic",
+    r"violat(?:es|ion)",
+    r"content.?filter",
+)
+"""What a refusal of the content has in it. No other account fares better, and asking on may cost it."""
+
+_CODES = ("code", "type", "error_type", "error_code", "status", "reason", "__type")
+_TEXTS = ("message", "error", "detail", "title", "msg", "error_message")
+_INSIDE = ("error", "errors", "detail", "details")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an error says: its *codes*, in lower case, its *texts*, and those of others that it *quotes*."""
+
+    codes: set[str] = field(default_factory=set)
+    texts: list[str] = field(default_factory=list)
+    quotes: list[str] = field(default_factory=list)
+
+
+def read(status: int, body: bytes, coding: bytes = b"") -> Meaning | None:
+    """Return what an answer of *status* with *body*, in the content *coding*, means; None where it is
+    nothing that the table knows.
+    """
+    if status == 401:
+        return Meaning.CREDENTIAL
+    if status == 402:
+        return Meaning.ACCOUNT
+    if status not in LOOKED_AT:
+        return None
+    return meaning(status, said(unpacked(body, coding)))
+
+
+def meaning(status: int, told: Said) -> Meaning | None:
+    """Return what an error means that stands for *status* and has *told* this."""
+    for shape in SHAPES:
+        if status in shape.statuses and _fits(shape, told):
+            refused = any(_REFUSED.search(text) for text in (*told.codes, *told.texts))
+            return None if refused and shape.meaning is Meaning.ACCOUNT else shape.meaning
+    return None
+
+
+def _fits(shape: Shape, told: Said) -> bool:
+    if not shape.codes.isdisjoint(told.codes):
+        return True
+    if shape.anywhere:
+        return any(shape.words.search(text) for text in (*told.texts, *told.quotes))
+    return any(shape.words.match(text.lstrip()) for text in told.texts)
+
+
+def said(body: bytes) -> Said:
+    """Return what the error in *body* says: JSON, or a line of text."""
+    told = Said()
+    try:
+        tree = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if not body.lstrip().startswith((b"<", b"{", b"[")):  # no page, nor what is cut off
+            told.texts.append(body.decode("utf-8", "replace"))
+        return told
+    _gather(tree, told, DEPTH)
+    return told
+
+
+def _gather(tree: Any, told: Said, depth: int) -> None:
+    """Put into *told* what *tree* says where vendors say it, and not what it quotes elsewhere."""
+    if depth == 0:
+        return
+    if isinstance(tree, list):
+        for item in tree:
+            _gather(item, told, depth - 1)
+    if not isinstance(tree, dict):
+        return
+    for name in _CODES:
+        value = tree.get(name)
+        if isinstance(value, str | int):
+            told.codes.add(str(value).lower())
+    for name in _TEXTS:
+        value = tree.get(name)
+        if isinstance(value, str):
+            told.texts.append(value)
+    for name in _INSIDE:
+        _gather(tree.get(name), told, depth - 1)
+    metadata = tree.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        told.quotes.append(metadata["raw"])  # OpenRouter's, of whoever it has asked
+
+
+def unpacked(body: bytes, coding: bytes) -> bytes:
+    """Return how *body*, in the content *coding*, begins when it is unpacked: up to `BYTES`. Of another
+    coding than gzip and deflate, and where it is broken, nothing.
+    """
+    coding = coding.strip().lower()
+    if coding in PLAIN:
+        return body
+    if coding not in (b"gzip", b"x-gzip", b"deflate"):
+        return b""
+    raw = coding == b"deflate" and not _has_zlib_head(
+        body
+    )  # RFC 9110 section 8.4.1.2: some send it bare
+    with suppress(zlib.error):
+        return zlib.decompressobj(-15 if raw else 47).decompress(body, BYTES)
+    return b""
+
+
+PLAIN = frozenset({b"", b"identity", b"none"})
+"""The content codings that are none."""
+
+
+def _has_zlib_head(body: bytes) -> bool:
+    """Return whether *body* begins as RFC 1950 section 2.2 says."""
+    return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
