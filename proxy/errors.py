@@ -153,12 +153,17 @@ class Fault(Enum):
 
 
 class UpstreamFailure(ProxyError):
-    """An attempt that got no answer, because of a *fault*."""
+    """An attempt that got no answer, because of a *fault*. *reason* is for the operator alone: where,
+    and what the machine says of it.
+    """
 
-    def __init__(self, kind: Kind, message: str, fault: Fault) -> None:
+    def __init__(
+        self, kind: Kind, message: str, fault: Fault, *, reason: str | None = None
+    ) -> None:
         billed = fault in (Fault.AMBIGUOUS, Fault.LATE, Fault.STALE, Fault.MALFORMED)
         super().__init__(kind, message, retry=False if billed else None)
         self.fault = fault
+        self.reason = reason
 
 
 _ANTHROPIC_BY_STATUS = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}

@@ -46,7 +46,8 @@ class Attempt:
     """One try at one upstream. Times are loop time, in seconds.
 
     *abandoned*: an answer came, which this status stands for, and another upstream was asked all the
-    same. *broken*: its answer broke off, by the upstream's doing.
+    same. *broken*: its answer broke off, by the upstream's doing. *reason* says where nothing could
+    be reached, and why.
     """
 
     upstream: str
@@ -57,6 +58,7 @@ class Attempt:
     ended: float | None = None
     abandoned: int | None = None
     broken: bool = False
+    reason: str | None = None
 
     @property
     def maybe_billed(self) -> bool:
@@ -149,6 +151,7 @@ class Exchange:
                     "phase": attempt.phase,
                     "status": attempt.status,
                     "error": attempt.error,
+                    "reason": attempt.reason,
                     "ms": _ms(attempt.started, attempt.ended or now),
                     "maybe_billed": attempt.maybe_billed,
                 }

@@ -29,7 +29,7 @@ from proxy.errors import (
 from proxy.exchange import Exchange, Ids
 from proxy.headers import Headers, Pair
 from proxy.sinks import Log
-from proxy.surfaces import Located, Surface, host_name, is_address, is_unsafe
+from proxy.surfaces import Located, Surface, hop_address, host_name, is_unsafe
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,11 @@ class Frame:
             return address
         told = b",".join([value for name, value in headers if name.lower() == b"x-forwarded-for"])
         for hop in reversed(told.decode("latin-1").split(",")):
-            hop = hop.strip()
-            if not is_address(hop):
+            before = hop_address(hop.strip())
+            if before is None:
                 break
-            address = hop
-            if not surface.trusts(hop):
+            address = before
+            if not surface.trusts(before):
                 break
         return address
 

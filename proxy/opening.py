@@ -398,7 +398,7 @@ class _Opening:
                 upgrade=asked.upgrade,
             )
         except UpstreamFailure as failure:
-            attempt.error = failure.kind.code
+            attempt.error, attempt.reason = failure.kind.code, failure.reason
             self._note_fault(choice, failure)
             health.end(probe)
             raise Failed(choice, self._reason_of(failure), error=failure) from None
@@ -444,7 +444,8 @@ class _Opening:
             refused = failure.kind is UPSTREAM_CONNECT
             choice.health.fault(self._clock(), refused=refused)
         if failure.fault is Fault.CERTIFICATE:
-            self._opener.tell("upstream_certificate", upstream=choice.target.upstream.name)
+            upstream = choice.target.upstream.name
+            self._opener.tell("upstream_certificate", upstream=upstream, reason=failure.reason)
 
     async def _look(self, opened: Opened) -> int:
         """Return the status of an answer, or what stands for it where its body says more."""

@@ -7,7 +7,7 @@ surface without keys and every web page its operator opens.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
 from proxy import dialects
@@ -21,6 +21,9 @@ Network = IPv4Network | IPv6Network
 Auth = Literal["none", "keys", "passthrough"]
 
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
+_HOP = re.compile(
+    r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3})|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)"
+)
 _NATIVE = re.compile(r"(.*)(/v1beta|/v1alpha)/(models(?:/.+)?)")
 _SLASHES = re.compile(r"/{2,}")
 _UNSAFE = re.compile(
@@ -126,10 +129,8 @@ class Surface:
 
     def trusts(self, address: str) -> bool:
         """Return whether *address* is a proxy in front of us."""
-        try:
-            return any(ip_address(address) in network for network in self.trusted)
-        except ValueError:
-            return False
+        parsed = _parsed(address)
+        return parsed is not None and any(parsed in network for network in self.trusted)
 
     def admits_host(self, host: str, local: str) -> bool:
         """Return whether a request for *host* that arrived at the address *local* is meant for us.
@@ -160,23 +161,33 @@ def host_name(host: str) -> str | None:
     return (match[1] or match[2]).lower()
 
 
-def is_address(text: str) -> bool:
-    """Return whether *text* is an IP address."""
+def hop_address(hop: str) -> str | None:
+    """Return the address in *hop*, a piece of `X-Forwarded-For`, perhaps in brackets, perhaps with a
+    port; None where it holds none (`unknown`, a name that hides it).
+    """
+    match = _HOP.fullmatch(hop)
+    parsed = None if match is None else _parsed(match[1] or match[2] or match[3])
+    return None if parsed is None else str(parsed)
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    """Read an address; one of IPv4 that is mapped into IPv6, as sockets for both say it, is one of IPv4
+    (RFC 4291 section 2.5.5.2).
+    """
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 def is_loopback(host: str) -> bool:
     """Return whether *host*, a name or an address, is this machine's loopback."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    parsed = _parsed(host)
+    return parsed is not None and parsed.is_loopback
 
 
 def is_unsafe(path: str) -> bool:

@@ -5,6 +5,7 @@ TLS, an egress proxy) is raised as ours, and always means that nothing was sent.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -25,6 +26,7 @@ from proxy.errors import (
     UPSTREAM_TLS,
     Fault,
     UpstreamFailure,
+    printable,
 )
 from proxy.exchange import Attempt
 from proxy.outbound import proxy_authorization
@@ -160,9 +162,11 @@ class Transport:
 
     async def _connect(self, origin: Origin, seconds: float | None) -> Connection:
         """Make a new connection. Raises `UpstreamFailure`: nothing was sent in any case."""
+        awaited = f"{_place(*_next_hop(origin))}: no connection"
         try:
             async with asyncio.timeout(seconds):
                 sock = await self._socket(origin)
+                awaited = f"{_place(origin.host, origin.port)}: no TLS handshake"
                 try:
                     if origin.scheme == "https":
                         return await self._secure(origin, sock)
@@ -175,16 +179,14 @@ class Transport:
                 UPSTREAM_CONNECT,
                 "The upstream could not be reached: it did not answer in time.",
                 Fault.UNSENT,
+                reason=f"{awaited} within {seconds:g} s",
             ) from None
 
     async def _socket(self, origin: Origin) -> socket.socket:
         dial = self._dials.get(origin.scheme)
         if dial is not None:
             return await dial()
-        host, port = origin.host, origin.port
-        if origin.proxy is not None:
-            parts = urlsplit(origin.proxy)
-            host, port = parts.hostname or "", parts.port or 80
+        host, port = _next_hop(origin)
         addresses = await self._resolver.resolve(host, port)
         try:
             sock = await start_connection(
@@ -197,7 +199,10 @@ class Transport:
             self._resolver.forget(host, port)
             reason = "it refused the connection" if _refused(error) else "no route leads there"
             raise UpstreamFailure(
-                UPSTREAM_CONNECT, f"The upstream could not be reached: {reason}.", Fault.UNSENT
+                UPSTREAM_CONNECT,
+                f"The upstream could not be reached: {reason}.",
+                Fault.UNSENT,
+                reason=f"{_place(host, port)}: {_said(error)}",
             ) from error
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if origin.proxy is not None and origin.scheme == "https":
@@ -210,8 +215,8 @@ class Transport:
 
     async def _tunnel(self, sock: socket.socket, origin: Origin) -> None:
         """Ask the proxy on *sock* for a way through to *origin* (RFC 9110 section 9.3.6)."""
-        host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        place = f"{host}:{origin.port}"
+        place = _place(origin.host, origin.port)
+        through = f"{_place(*_next_hop(origin))}: the way to {place}"
         head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{proxy_authorization(origin)}\r\n"
         answer = b""
         try:
@@ -224,15 +229,23 @@ class Transport:
                 answer += piece
         except OSError as error:
             raise UpstreamFailure(
-                UPSTREAM_CONNECT, "The egress proxy broke off.", Fault.UNSENT
+                UPSTREAM_CONNECT,
+                "The egress proxy broke off.",
+                Fault.UNSENT,
+                reason=f"{through}: {_said(error)}",
             ) from error
-        status = answer.split(b"\r\n", 1)[0].split(b" ")
+        said = answer.split(b"\r\n", 1)[0]
+        status = said.split(b" ")
         if len(status) < 2 or status[1][:1] != b"2":
             raise UpstreamFailure(
-                UPSTREAM_CONNECT, "The egress proxy refused to connect.", Fault.UNSENT
+                UPSTREAM_CONNECT,
+                "The egress proxy refused to connect.",
+                Fault.UNSENT,
+                reason=f"{through} is refused: {printable(said.decode('latin-1'))}",
             )
 
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
+        place = _place(origin.host, origin.port)
         try:
             context = self._contexts.get(origin.ca)
             if context is None:
@@ -241,11 +254,17 @@ class Transport:
             return await self._wrap(sock, ssl=context, server_hostname=origin.host)
         except ssl.SSLCertVerificationError as error:
             raise UpstreamFailure(
-                UPSTREAM_TLS, "The upstream's certificate is not valid.", Fault.CERTIFICATE
+                UPSTREAM_TLS,
+                "The upstream's certificate is not valid.",
+                Fault.CERTIFICATE,
+                reason=f"{place}: {_why_not_valid(error, origin)}",
             ) from error
         except OSError as error:  # ssl.SSLError among them
             raise UpstreamFailure(
-                UPSTREAM_TLS, "No secure connection to the upstream could be made.", Fault.UNSENT
+                UPSTREAM_TLS,
+                "No secure connection to the upstream could be made.",
+                Fault.UNSENT,
+                reason=f"{place}: {_said(error)}",
             ) from error
 
     async def _wrap(self, sock: socket.socket, **tls: Any) -> Connection:
@@ -288,7 +307,10 @@ class Resolver:
             busy = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             fault = Fault.UNSENT if busy else Fault.NOWHERE
             raise UpstreamFailure(
-                UPSTREAM_DNS, "The upstream's host name could not be resolved.", fault
+                UPSTREAM_DNS,
+                "The upstream's host name could not be resolved.",
+                fault,
+                reason=f"{_place(host, port)}: {_said(error)}",
             ) from error
         self._known[key] = (self._clock(), addresses)
         return addresses
@@ -343,8 +365,69 @@ def least(one: float | None, other: float | None) -> float | None:
 
 def _context(ca: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca)
+    if ca is not None:  # what curl takes: private authorities seldom heed the profile of RFC 5280,
+        # on which Python insists from 3.13 on, and the file may hold no more than the certificate itself
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+# What an operator is told
+
+
+def _next_hop(origin: Origin) -> tuple[str, int]:
+    """Return the host and port that is connected to: the egress proxy's, where there is one."""
+    if origin.proxy is None:
+        return origin.host, origin.port
+    parts = urlsplit(origin.proxy)
+    return parts.hostname or "", parts.port or 80
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_CERTIFICATE = {
+    9: "is not valid yet",
+    10: "has expired",
+    18: "is self-signed",
+    19: "is signed by an unknown CA, whose own is self-signed",
+    20: "is signed by an unknown CA",
+    21: "is signed by an unknown CA",
+    62: "is for another name",
+    64: "is for another address",
+}
+"""By OpenSSL's number of what is wrong (x509_vfy.h)."""
+_PROFILE = range(78, 94)
+"""What OpenSSL finds only where it is strict."""
+
+
+def _why_not_valid(error: ssl.SSLCertVerificationError, origin: Origin) -> str:
+    """Say what is wrong with the certificate of *origin*."""
+    known = _CERTIFICATE.get(error.verify_code)
+    if known is not None:
+        return f"the certificate {known}"
+    text = printable(error.verify_message or "cannot be verified")
+    if error.verify_code in _PROFILE and origin.ca is None:
+        return (
+            f"the certificate breaks the profile of RFC 5280 ({text}), on which Python insists from "
+            "3.13 on where the upstream has no `ca`"
+        )
+    return f"the certificate is not valid: {text}"
+
+
+def _said(error: Exception) -> str:
+    """Return what the machine says of *error*, without the addresses that it has tried."""
+    if isinstance(error, ssl.SSLError):
+        return printable((error.reason or error.strerror or "TLS failed").lower().replace("_", " "))
+    if isinstance(error, socket.gaierror):
+        return (error.strerror or "not found").lower()
+    if isinstance(error, OSError):
+        inner: tuple[Exception, ...] = getattr(error, "exceptions", (error,))
+        numbers = [one.errno for one in inner if isinstance(one, OSError) and one.errno]
+        return ", ".join(dict.fromkeys(map(os.strerror, numbers))).lower() or "connection lost"
+    return "is not a host name"
 
 
 def _refused(error: OSError) -> bool:

@@ -29,7 +29,7 @@ KEYS = [
     "first_byte_ms", "total_ms", "overhead_us", "bytes_in", "bytes_out", "tokens_in", "tokens_out",
     "tokens_cached", "cost_usd", "finish_reason", "upstream_request_id", "client_ip", "error",
 ]  # fmt: skip
-ATTEMPT_KEYS = ["upstream", "phase", "status", "error", "ms", "maybe_billed"]
+ATTEMPT_KEYS = ["upstream", "phase", "status", "error", "reason", "ms", "maybe_billed"]
 LATER = ["trace_id", "tokens_in", "tokens_out", "tokens_cached", "cost_usd", "finish_reason"]
 
 SECRET = "sk-team-0123456789"
@@ -88,6 +88,7 @@ async def test_ok(upstream: Upstream) -> None:
         "phase": "streaming",
         "status": 201,
         "error": None,
+        "reason": None,
         "maybe_billed": False,
     }
     varying = ["ts", "attempts", "first_byte_ms", "total_ms", "overhead_us", "request_id", *LATER]

@@ -90,7 +90,7 @@ def test_all_said(pem: Path) -> None:
         "docs = false\necho_model = true\n"
         'errors = { 401 = "Unauthorized", 404 = "Not_Found.x", 599 = "y" }\n'
         'cors = ["https://app.example.com", "http://localhost:3000", "http://[::1]:5173"]\n'
-        f'trusted_proxies = ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"]\n{tls}'
+        f'trusted_proxies = ["10.0.0.0/8", "::ffff:192.0.2.1", "2001:db8::/32"]\n{tls}'
     )
     assert (found.docs, found.echo_model) == (False, True)
     assert dict(found.errors) == {401: "Unauthorized", 404: "Not_Found.x", 599: "y"}

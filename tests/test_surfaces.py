@@ -421,6 +421,8 @@ def test_any_host(text: str) -> None:
         ("127.0.0.1", True),
         ("127.255.0.1", True),
         ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.168.1.1", False),
         ("localhost", True),
         ("0.0.0.0", False),
         ("::", False),

@@ -3,10 +3,15 @@
 import asyncio
 import base64
 import os
+import re
+import shutil
 import socket
 import ssl
+import sys
+import tempfile
 import threading
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +21,11 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from proxy import connection as wire
 from proxy import transport
@@ -453,7 +463,8 @@ async def test_a_thousand_dead_connections(proxy: Proxy, upstream: Upstream) -> 
 
 async def test_refused() -> None:
     """Where nobody listens, the caller learns so at once, and may try again."""
-    async with serving(to(f"http://127.0.0.1:{closed_port()}/v1")) as proxy:
+    port = closed_port()
+    async with serving(to(f"http://127.0.0.1:{port}/v1")) as proxy:
         with within(1):
             got = await call(proxy.port, chat())
         assert (got.status, got.code) == (502, "upstream_connect")
@@ -463,6 +474,7 @@ async def test_refused() -> None:
         assert (record["outcome"], record["error"]) == ("upstream_error", "upstream_connect")
         tries = [(attempt["phase"], attempt["maybe_billed"]) for attempt in record["attempts"]]
         assert tries == [("unsent", False)] * 3
+        assert record["attempts"][0]["reason"] == f"127.0.0.1:{port}: connection refused"
 
 
 async def test_no_answer_to_connect() -> None:
@@ -473,7 +485,11 @@ async def test_no_answer_to_connect() -> None:
             with within(5):
                 got = await call(proxy.port, chat())
             assert (got.status, got.code) == (502, "upstream_connect")
-            assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
+            attempt = (await proxy.record())["attempts"][0]
+            assert attempt["phase"] == "unsent"
+            assert re.fullmatch(
+                rf"127\.0\.0\.1:{port}: no connection within 0\.[0-9]+ s", attempt["reason"]
+            )
 
 
 async def test_no_such_name() -> None:
@@ -483,7 +499,9 @@ async def test_no_such_name() -> None:
         assert (got.status, got.code) == (502, "upstream_dns")
         assert got.value(b"x-should-retry") != b"false"
         assert b"does-not-exist" not in got.raw
-        assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
+        attempt = (await proxy.record())["attempts"][0]
+        assert attempt["phase"] == "unsent"
+        assert attempt["reason"].startswith("does-not-exist.invalid:80: ")
 
 
 async def test_ipv6() -> None:
@@ -701,23 +719,100 @@ async def test_tls_ends_with_a_word(ca: str, said: bool) -> None:
 
 PAST = datetime.now(UTC) - timedelta(days=2)
 BAD_TLS: dict[str, Callable[[], ssl.SSLContext]] = {
-    "another authority": lambda: context(trustme.CA(), "localhost"),
-    "another name": lambda: context(AUTHORITY, "other.test"),
-    "expired": lambda: context(AUTHORITY, "localhost", begins=PAST - timedelta(days=2), ends=PAST),
-    "not yet valid": lambda: context(AUTHORITY, "localhost", begins=PAST + timedelta(days=9)),
+    "is signed by an unknown CA": lambda: context(trustme.CA(), "localhost"),
+    "is for another name": lambda: context(AUTHORITY, "other.test"),
+    "has expired": lambda: context(
+        AUTHORITY, "localhost", begins=PAST - timedelta(days=2), ends=PAST
+    ),
+    "is not valid yet": lambda: context(AUTHORITY, "localhost", begins=PAST + timedelta(days=9)),
+    "is self-signed": lambda: private("leaf"),
 }
 
 
-@pytest.mark.parametrize("form", BAD_TLS)
-async def test_bad_tls(ca: str, form: str) -> None:
-    """Without a certificate that holds for the name nothing is sent, and the caller learns why."""
-    async with Upstream(BAD_TLS[form]()) as upstream:
+@pytest.mark.parametrize("why", BAD_TLS)
+async def test_bad_tls(ca: str, why: str) -> None:
+    """Without a certificate that holds for the name nothing is sent; the caller learns that it is the
+    certificate, and the operator where, and what is wrong with it.
+    """
+    async with Upstream(BAD_TLS[why]()) as upstream:
         async with serving(to(f"https://localhost:{upstream.port}/v1", ca)) as proxy:
             got = await call(proxy.port, chat())
             assert (got.status, got.code) == (502, "upstream_tls")
             assert b"localhost" not in got.raw
-            assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
+            (attempt,) = (await proxy.record())["attempts"]
+            assert attempt["phase"] == "unsent"
+            assert attempt["reason"] == f"localhost:{upstream.port}: the certificate {why}"
+            (event,) = proxy.events("upstream_certificate")
+            assert (event["upstream"], event["reason"]) == ("up", attempt["reason"])
         assert all(b"sk-upstream" not in r.head for r in upstream.requests)
+
+
+def private(form: str, directory: Path | None = None) -> ssl.SSLContext:
+    """Return what shows a certificate such as people make by hand: it is its own authority (`leaf`), or
+    its authority says neither what it may do nor who has signed (`lax`). The file to trust goes into
+    *directory*.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private test")])
+    leaf_key = key if form == "leaf" else ec.generate_private_key(ec.SECP256R1())
+
+    def certificate(of: ec.EllipticCurvePrivateKey, subject: x509.Name) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(name)
+            .public_key(of.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    subject = name if form == "leaf" else x509.Name([])
+    leaf = certificate(leaf_key, subject).add_extension(names, critical=False)
+    root = certificate(key, name).add_extension(x509.BasicConstraints(True, None), critical=False)
+    shown = leaf.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    trusted = shown if form == "leaf" else root.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as place:
+        chain = Path(place, "chain.pem")
+        secret = leaf_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        chain.write_bytes(secret + shown)
+        tls.load_cert_chain(chain)
+    if directory is not None:
+        (directory / "private.pem").write_bytes(trusted)
+    return tls
+
+
+@pytest.mark.parametrize("form", ["leaf", "lax"])
+async def test_a_private_authority(tmp_path: Path, form: str) -> None:
+    """What curl takes with a `ca` file, we take, on every Python: a certificate that is its own
+    authority, and an authority that heeds no profile (from Python 3.13 on, the default is strict).
+    """
+    async with Upstream(private(form, tmp_path)) as upstream:
+        file = tmp_path / "private.pem"
+        url = f"https://localhost:{upstream.port}"
+        async with serving(to(f"{url}/v1", f'ca = "{file}"')) as proxy:
+            upstream.will(answer(), answer())
+            assert (await call(proxy.port, chat())).status == 200
+        curl = shutil.which("curl")
+        if curl is not None:
+            command = (curl, "-sS", "--noproxy", "*", "--cacert", str(file), f"{url}/v1/models")
+            asked = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+            said = await asked.communicate()
+            assert asked.returncode == 0, said
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python is strict from 3.13 on")
+async def test_a_public_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no `ca` is named Python's profile holds, and a breach of it is told as one."""
+    async with Upstream(private("lax", tmp_path)) as upstream:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "private.pem"))  # OpenSSL's own place
+        async with serving(to(f"https://localhost:{upstream.port}/v1")) as proxy:
+            assert (await call(proxy.port, chat())).code == "upstream_tls"
+            reason = (await proxy.record())["attempts"][0]["reason"]
+            assert "breaks the profile of RFC 5280 (" in reason
 
 
 async def test_an_authority_is_one_upstreams_own(ca: str) -> None:
@@ -740,9 +835,15 @@ base_url = "{url}"
 
 
 @pytest.mark.parametrize(
-    "words", [b"", b"\x15\x03\x01\x00\x02\x02\x28", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"canary"]
+    ("words", "why"),
+    [
+        (b"", "connection lost"),
+        (b"\x15\x03\x01\x00\x02\x02\x28", "handshake failure"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "wrong version number"),
+        (b"canary", "wrong version number"),
+    ],
 )
-async def test_a_handshake_that_breaks(ca: str, words: bytes) -> None:
+async def test_a_handshake_that_breaks(ca: str, words: bytes, why: str) -> None:
     """A port that does not speak TLS, or breaks off, is told as what it is, and nothing was sent."""
 
     async def serve(sock: socket.socket, number: int) -> None:
@@ -753,7 +854,10 @@ async def test_a_handshake_that_breaks(ca: str, words: bytes) -> None:
 
     async with accepting(serve) as port, serving(to(f"https://localhost:{port}/v1", ca)) as proxy:
         assert (await call(proxy.port, chat())).code == "upstream_tls"
-        assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
+        (attempt, *_) = (await proxy.record())["attempts"]
+        assert attempt["phase"] == "unsent"
+        assert attempt["reason"].startswith(f"localhost:{port}: ")
+        assert attempt["reason"].endswith(why)
 
 
 async def test_a_handshake_that_hangs(ca: str) -> None:

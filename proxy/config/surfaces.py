@@ -3,13 +3,13 @@
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from proxy import dialects
 from proxy.config.draft import Draft
 from proxy.config.problems import Path, suggest
 from proxy.config.tables import SurfaceTable
-from proxy.surfaces import ACCEPT, Address, Surface, Tls, host_name, is_unsafe
+from proxy.surfaces import ACCEPT, Address, Network, Surface, Tls, host_name, is_unsafe
 
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -81,7 +81,7 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
     trusted = []
     for index, network in enumerate(table.trusted_proxies):
         try:
-            trusted.append(ip_network(network))
+            trusted.append(_unmapped(ip_network(network)))
         except ValueError:
             here: Path = (*path, "trusted_proxies", index)
             draft.problem(here, 'must be an address or a network, such as "10.0.0.0/8"')
@@ -110,6 +110,15 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
         trusted=tuple(trusted),
         tls=tls,
     )
+
+
+def _unmapped(network: Network) -> Network:
+    """Return *network*, as IPv4 where it is one that is mapped into IPv6: so are addresses compared."""
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def _check_tls(draft: Draft, tls: Tls, path: Path) -> None:
