@@ -54,6 +54,7 @@ class Events(EventSourceResponse):
         headers = dict.fromkeys(names, exchange.id)
         headers |= {name.decode(): value.decode("latin-1") for name, value in exchange.added}
         super().__init__(sep="\n", headers=headers, allow_all_methods=True, send_timeout=patience)
+        self.headers["Connection"] = "close"  # which is what comes of it
         self._exchange = exchange
 
     async def fail(self, error: ProxyError) -> None:

@@ -45,6 +45,8 @@ GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
 PAUSED_SECONDS = 0.5
 """How often a client that is held back is looked at, to see whether it has left."""
+GO_ON_SECONDS = 0.01
+"""How soon a connection that could not be handed on is tried again."""
 PIPELINED_BYTES = 64 * 1024
 """How much of what a client sends behind a running exchange is kept for later."""
 
@@ -183,6 +185,10 @@ class Request:
         """Return whether the proxy is leaving."""
         return self._protocol.leaving
 
+    def vouch(self) -> None:
+        """Note that the client may ask what it has asked."""
+        self._protocol.known = True
+
     def expect_continue(self) -> None:
         """Note that the client waits for a word before it sends its body."""
         self._expects = True
@@ -245,12 +251,22 @@ class Request:
         return payload.read_nowait()
 
 
+Onward = Callable[..., bool]
+"""Hands a connection on to another process: its descriptor, and whether it is *known* that its client may
+ask. Returns whether that could be done.
+"""
+
+
 class Answering(Protocol):
     """What a connection's requests are answered by."""
 
     @property
     def leaving(self) -> bool:
         """Return whether no connection may be used for another request."""
+
+    @property
+    def onward(self) -> Onward | None:
+        """Return how another process gets each connection as soon as nothing is asked on it, if it is to."""
 
     def handle(self, request: Request) -> Awaitable[bool]:
         """Answer one request, whatever it is; return whether another one may follow."""
@@ -277,6 +293,7 @@ class Handler(RequestHandler):
         "_surplus",
         "_take",
         "flow",
+        "known",
     )
 
     def __init__(
@@ -286,6 +303,8 @@ class Handler(RequestHandler):
         heads: Heads,
         outbox: Outbox,
         loop: asyncio.AbstractEventLoop,
+        *,
+        known: bool = False,
     ) -> None:
         super().__init__(
             manager,
@@ -305,6 +324,7 @@ class Handler(RequestHandler):
         self._given = 0  # so many bytes has the parser had since it last stood between two requests
         self._due: int | None = 0  # and after so many it does again; None: that will never be known
         self.flow: Flow | None = None
+        self.known = known  # a request of this client was one that it may make
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
@@ -463,6 +483,33 @@ class Handler(RequestHandler):
         if early:
             take(early)
 
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing is asked, and nothing has been read of what may be asked next."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._messages or self._held or self._deaf:
+            return False
+        if self._due is not None:
+            return self._given == self._due
+        return self._head_timer is None and not self._surplus and self._incoming.is_eof()
+
+    def go_on(self) -> None:
+        """Hand the connection on to another process, if one is to have it and nothing is asked on it; else
+        that happens when it is so.
+
+        Nothing waits in here, so nothing can be read between looking and handing on: what comes from
+        then on stays in the kernel, for the other process.
+        """
+        onward, transport = self._answering.onward, self.transport
+        if onward is None or transport is None or not self.idle:
+            return
+        cast(Outgoing, transport).send()
+        sock = transport.get_extra_info("socket")
+        if transport.get_write_buffer_size() or not onward(sock.fileno(), known=self.known):
+            self._loop.call_later(GO_ON_SECONDS, self.go_on)
+        else:
+            transport.abort()  # which ends what we have of it, and not the connection
+
     def retire(self) -> None:
         """Take no further request: close at once where none is running, else after its answer."""
         request = cast(Request | None, self._current_request)
@@ -529,6 +576,8 @@ class Handler(RequestHandler):
             if self._keepalive_handle is None:
                 self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
             self._waiter = self._loop.create_future()
+            if self._answering.onward is not None:
+                self._loop.call_soon(self.go_on)
             try:
                 await self._waiter
             finally:
@@ -606,12 +655,13 @@ class Server(web.Server):
         """Find out anew about every request: something else answers here from now on."""
         self._heads.forget()
 
-    def __call__(self) -> RequestHandler:
-        """Make the handler of a new connection.
+    def __call__(self, *, known: bool = False) -> RequestHandler:
+        """Make the handler of a new connection; it is *known* that its client may ask.
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
-        return Handler(self, self._answering, self._heads, self._outbox, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        return Handler(self, self._answering, self._heads, self._outbox, loop, known=known)
 
 
 def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -104,6 +104,7 @@ class Frame:
         self._log = log
         self._sessions = sessions
         self._clock = clock
+        self._keyless = surface.auth != "keys"
         self._places: Cache[tuple[str, str], Place] = Cache(PLACES_BYTES)  # what was found before
 
     async def handle(self, request: Request) -> bool:
@@ -126,6 +127,8 @@ class Frame:
             internal = ProxyError(INTERNAL, "Something went wrong inside the proxy.", close=True)
             return self._refuse(exchange, request, internal)
         finally:
+            if exchange.key is not None or self._keyless:
+                request.vouch()
             self._settle(exchange)
 
     def malformed(self, request: Request, error: ProxyError) -> None:

@@ -2,7 +2,8 @@
 
 A `Dealer` accepts, and hands each connection over as a descriptor: to the next in turn, so that all
 get as many. It keeps its own until the other side, `Doors`, says that it is taken: what somebody who
-dies has not taken goes to somebody else. Nobody here looks into a connection.
+dies has not taken goes to somebody else. Who leaves gives connections back on which nothing is asked;
+they are dealt out as others are. Nobody here looks into a connection.
 """
 
 import asyncio
@@ -32,7 +33,11 @@ LATE_SECONDS = 0.1
 """Who has not taken a connection by then gets no more, as long as there are others."""
 TOGETHER = 16
 """So many connections are taken at once."""
+MOST_WAITING = 64
+"""While so many wait to be dealt out, none is taken back."""
 ADDRESS_BYTES = 512
+KNOWN = b"\0"
+"""Stands behind the address of a connection whose client has shown that it may ask."""
 _CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 Sent = tuple[bytes, socket.socket]
@@ -59,9 +64,10 @@ class Recipient:
         self._sock = sock
         self._told = told
         self._full = False
+        self._heard = False
         self._held: deque[tuple[bytes, socket.socket, float]] = deque()
         sock.setblocking(False)
-        loop.add_reader(sock.fileno(), told, self)
+        self.hear()
 
     @property
     def has_room(self) -> bool:
@@ -83,22 +89,43 @@ class Recipient:
         self._held.append((address, connection, now))
         return True
 
+    def hear(self) -> None:
+        """Hear what it says, if that is not so already."""
+        if not self._heard:
+            self._heard = True
+            self._loop.add_reader(self._sock.fileno(), self._told, self)
+
+    def ignore(self) -> None:
+        """Let it wait with what it has to say."""
+        if self._heard:
+            self._heard = False
+            self._loop.remove_reader(self._sock.fileno())
+
     def returned(self) -> list[Sent]:
-        """Forget the connections that it has taken; return those for which it had no room."""
-        returned = []
+        """Forget the connections that it has taken; return those for which it had no room, and some of
+        those that it gives back: none only where there are no more of them.
+        """
+        refused: list[Sent] = []
+        given: list[Sent] = []
         with suppress(OSError):  # that was all, for now or for ever
-            while answers := self._sock.recv(HELD):
+            while len(given) < TOGETHER:
+                said, fds, _, _ = socket.recv_fds(self._sock, ADDRESS_BYTES, 1, _CLOEXEC)
+                if not said:
+                    break
+                if said[0] > 1:  # an address, which is text
+                    given += [(said, socket.socket(fileno=fd)) for fd in fds]
+                    continue
                 self._full = False
-                for taken in answers:
+                for taken in said:
                     address, connection, _ = self._held.popleft()
                     if taken:
                         self.connections += 1
                         connection.close()
                     else:
-                        returned.append((address, connection))
-        if returned:
+                        refused.append((address, connection))
+        if refused:
             self._pause()
-        return returned
+        return refused + given
 
     def _pause(self) -> None:
         """Have nothing handed to it for a moment."""
@@ -112,8 +139,10 @@ class Recipient:
     def close(self) -> list[Sent]:
         """Hand nothing to it any more; return what it has not taken."""
         self.serves = False
-        self._loop.remove_reader(self._sock.fileno())
-        returned = self.returned()
+        self.ignore()
+        returned: list[Sent] = []
+        while more := self.returned():
+            returned += more
         self._sock.close()
         left = [(address, connection) for address, connection, _ in self._held]
         self._held.clear()
@@ -217,6 +246,8 @@ class Dealer:
                 self._waiting.popleft()
                 self._turns += 1
                 recipient.turn = self._turns
+        for one in self._recipients:
+            one.hear() if len(self._waiting) < MOST_WAITING else one.ignore()
         room = any(one.has_room for one in self._recipients)
         for _, acceptor in self._listening.values():
             acceptor.open() if room else acceptor.shut()
@@ -258,11 +289,25 @@ class Doors:
         """Take connections from now on."""
         self._loop.add_reader(self._sock.fileno(), self.take)
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """Take those that were handed over, and none any more."""
         self.take_all()
         self._loop.remove_reader(self._sock.fileno())
+
+    def close(self) -> None:
+        """Let go of the way to who hands over, who has been `shut` out."""
         self._sock.close()
+
+    def give(self, address: Address, connection: int, *, known: bool) -> bool:
+        """Give back the *connection*, a descriptor, that has come to *address*; return whether that could
+        be done. From then on it is the other side's, whatever becomes of ours.
+        """
+        name = str(address).encode() + (KNOWN if known else b"")
+        try:
+            socket.send_fds(self._sock, [name], [connection])
+        except OSError:  # it takes no more for now, or is dead
+            return False
+        return True
 
     def take_all(self) -> None:
         """Take all that were handed over."""
@@ -286,11 +331,11 @@ class Doors:
 
     def _receive(self, address: bytes, connection: socket.socket) -> None:
         connection.setblocking(False)
-        reception = self._receptions.get(address)
+        reception = self._receptions.get(address.removesuffix(KNOWN))
         if reception is None:  # nobody is at home there any more
             connection.close()
         else:
-            reception.take(connection)
+            reception.take(connection, known=address.endswith(KNOWN))
 
 
 class _Door(Reception):

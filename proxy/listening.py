@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -199,9 +200,9 @@ class Reception:
         """Return whether a handshake is under way."""
         return bool(self._tasks)
 
-    def take(self, connection: socket.socket) -> None:
-        """Receive *connection*."""
-        greeting = self._greet(connection)
+    def take(self, connection: socket.socket, *, known: bool = False) -> None:
+        """Receive *connection*; it is *known* that its client may ask."""
+        greeting = self._greet(connection, known=known)
         task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -211,13 +212,16 @@ class Reception:
         for task in self._tasks:
             task.cancel()
 
-    async def _greet(self, connection: socket.socket) -> None:
+    async def _greet(self, connection: socket.socket, *, known: bool) -> None:
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = None if self.context is None else HEAD_SECONDS
         with suppress(OSError):  # of TLS and of time, too: whoever it was, has left
             await self._loop.connect_accepted_socket(
-                self._server, connection, ssl=self.context, ssl_handshake_timeout=seconds
+                partial(self._server, known=known),
+                connection,
+                ssl=self.context,
+                ssl_handshake_timeout=seconds,
             )
 
 

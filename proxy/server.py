@@ -19,7 +19,7 @@ from proxy.admission import Gate
 from proxy.asking import Asking
 from proxy.balance import Scores
 from proxy.config import Refresher, Snapshot
-from proxy.edge import Request, Server
+from proxy.edge import Onward, Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.exchange import Exchange
@@ -39,6 +39,9 @@ __all__ = ["CannotListen", "Running", "open_log", "serve"]
 Listen = Callable[[Server, Address, Tls | None], Awaitable[Listener]]
 """How an address is listened on. Raises `CannotListen`."""
 
+Give = Callable[..., bool]
+"""Gives a connection that has come to an address to another process; see `Onward`."""
+
 LAST_WORDS_SECONDS = 0.5
 FIRST_VALUES_SECONDS = 10.0
 """How long we wait, before we listen, for credentials that a command prints."""
@@ -50,11 +53,13 @@ class Face:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.left = False
+        self.onward: Onward | None = None
 
     @property
     def leaving(self) -> bool:
         """Return whether no connection may be used for another request."""
-        return self.left or self.frame.gate.draining
+        gate = self.frame.gate
+        return self.left or gate.leaving or gate.draining
 
     def handle(self, request: Request) -> Awaitable[bool]:
         """Answer one request, to its end, as the present snapshot says; see `Frame.handle`."""
@@ -206,27 +211,37 @@ class Running:
         yield from (listener.server for listener, _ in self._listeners.values())
         yield from self._left
 
-    async def wind_down(self, seconds: float) -> None:
-        """Let every answer be the last one of its connection; give those who might be about to ask on a
-        connection that is open as yet *seconds* to do so.
+    async def hand_on(self, give: Give, seconds: float | None) -> None:
+        """Have *give* take each connection as soon as nothing is asked on it, until there is none any more,
+        or *seconds* are over. A client who speaks TLS cannot change hands: it is told with its next
+        answer that it has to connect anew.
         """
-        for _, face in self._listeners.values():
-            face.left = True
+        for address, (listener, face) in self._listeners.items():
+            if listener.secure:
+                face.left = True
+            else:
+                face.onward = partial(give, address)
+        for server in self._servers():
+            for handler in server.handlers:
+                handler.go_on()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._awaited():  # noqa: ASYNC110 - of many things, none of which tells
-                    await asyncio.sleep(0.01)
+                while self._has_clients():  # noqa: ASYNC110 - of many things, none of which tells
+                    await asyncio.sleep(0.02)
+        idle = sum(handler.idle for server in self._servers() for handler in server.handlers)
+        if idle:
+            self.log.events.warning("idle_closed", connections=idle)
 
-    def _awaited(self) -> bool:
-        """Return whether there are connections on which nothing is asked yet."""
+    def _has_clients(self) -> bool:
         greeting = any(listener.greeting for listener, _ in self._listeners.values())
-        return greeting or len(self._clients()) > self.gate.inflight
+        return greeting or any(server.handlers for server in self._servers())
 
     async def drain(self, seconds: float | None) -> None:
         """Take nothing new; let what is running finish for *seconds*; then end it, and say so."""
         self.gate.draining = True
-        for listener, _ in self._listeners.values():
+        for listener, face in self._listeners.values():
             listener.close()
+            face.onward = None
         for server in self._servers():
             for handler in server.handlers:
                 handler.retire()

@@ -33,10 +33,6 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 SOUND_SECONDS = 60.0
 """A worker that has lived this long is replaced at once when it dies."""
-PATIENCE_SECONDS = 5.0
-"""How long a worker that is replaced waits for requests on connections that it has: clients keep theirs
-about as long.
-"""
 STATUS_SECONDS = 1.0
 ASKED_SECONDS = 10.0
 """How often a worker is asked whether it is there, where it may take any time to say so."""
@@ -315,12 +311,12 @@ class _Supervisor:
         return taken
 
     async def _retire(self, child: _Child) -> None:
-        """Have *child* finish what it has, and leave."""
+        """Have *child* hand on what others can have, finish the rest, and leave."""
         child.leaving = True
         child.recipient.serves = False
         drain = self._snapshot.settings.drain
-        patience = None if drain is None else PATIENCE_SECONDS + drain + END_SECONDS
-        await self._tell(child, "drain", PATIENCE_SECONDS)
+        patience = None if drain is None else drain + END_SECONDS
+        await self._tell(child, "hand_on")
         try:
             async with asyncio.timeout(patience):
                 await child.gone.wait()
@@ -470,7 +466,7 @@ class _Supervisor:
             async with asyncio.timeout(STATUS_SECONDS):
                 while not self._dealer.idle:  # noqa: ASYNC110 - a moment at most
                     await asyncio.sleep(0.01)
-        await self._tell_all("drain", 0.0)
+        await self._tell_all("drain")
         drain = self._snapshot.settings.drain
         with suppress(TimeoutError):  # then they are ended
             async with asyncio.timeout(None if drain is None else drain + END_SECONDS):

@@ -67,8 +67,7 @@ class _Worker:
     def __init__(self, seat: Seat, make: Make) -> None:
         self._seat = seat
         self._make = make
-        self._stop, self._now = asyncio.Event(), asyncio.Event()
-        self._patience = 0.0
+        self._stop, self._drain, self._now = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -90,15 +89,27 @@ class _Worker:
                 self._doors.open()
                 await channel.ask("ready")
                 await lifecycle.unless(channel.gone, _until(self._stop))
-                self._doors.close()
+                self._doors.shut()
                 await lifecycle.unless(self._now, self._leave(it))
         finally:
             await channel.close()
 
     async def _leave(self, running: Running) -> None:
+        """Leave in order: hand on what others can have, if there are others; let the rest finish."""
         running.log.events.info("draining", inflight=running.gate.inflight)
-        await running.wind_down(self._patience)
-        await running.drain(running.snapshot.settings.drain)
+        drain = running.snapshot.settings.drain
+        try:
+            if not self._is_alone():
+                handing = running.hand_on(self._doors.give, drain)
+                await lifecycle.unless(self._drain, lifecycle.unless(self._channel.gone, handing))
+                drain = drain if self._is_alone() else 0.0
+            await running.drain(drain)
+        finally:
+            self._doors.close()
+
+    def _is_alone(self) -> bool:
+        """Return whether all leave, or nobody is there who would know of others."""
+        return self._drain.is_set() or self._channel.gone.is_set()
 
     async def _everywhere(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the status of all workers; its own, if nobody can tell."""
@@ -120,8 +131,10 @@ class _Worker:
                 return await self._reload(_source(value))
             case "leave":
                 self._running.gate.leaving = True
+            case "hand_on":
+                self._stop.set()
             case "drain":
-                self._patience = value
+                self._drain.set()
                 self._stop.set()
             case "end":
                 self._stop.set()

@@ -44,8 +44,8 @@ async def test_last_one(version: str, headers: list[tuple[bytes, bytes]]) -> Non
 
 
 async def test_events() -> None:
-    """A stream of events says what it is and its id, nothing of who wrote it, and is chunked; it is in the
-    log once its client has left.
+    """A stream of events says what it is and its id, nothing of who wrote it, and is chunked; no other
+    request may follow; it is in the log once its client has left.
     """
     async with serving(TOML) as proxy:
         async with await Client.connect(proxy.port) as client:
@@ -56,6 +56,7 @@ async def test_events() -> None:
         assert b"text/event-stream" in head
         assert b"data: {" in first
         assert {*IDS, b"transfer-encoding"} <= set(names)
+        assert head.count(b"onnection: ") == head.count(b"\r\nConnection: close\r\n") == 1
         assert not {b"server", b"date"} & set(names)
         line = await proxy.record()
         assert (line["path"], line["stream"], line["outcome"]) == (

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -180,6 +181,68 @@ async def test_all_full(dealer: Dealer, stack: ExitStack, monkeypatch: pytest.Mo
         assert 0 < more <= 3
         taken += more
     assert dealer.idle
+
+
+async def test_given_back(dealer: Dealer, stack: ExitStack) -> None:
+    """What somebody who leaves gives back goes to somebody else, with what was said of it; also what it has
+    given back, or not taken yet, when it dies.
+    """
+    leaving, staying = there(dealer, stack), there(dealer, stack, serves=False)
+    clients = connect(dealer, stack, 3)
+    await turn()
+    assert len(leaving.take()) == 3
+    await turn()
+    leaving.recipient.serves = False
+    dealer.admit(staying.recipient)
+    for number, connection in enumerate(leaving.has):
+        if number == 2:
+            leaving.sock.send(b"\1")  # it has taken another one meanwhile: the two may be mixed
+            leaving.recipient._held.append((b"", socket.socket(), 0.0))
+        socket.send_fds(leaving.sock, [b"127.0.0.1:0\0"], [connection.fileno()])
+        connection.close()
+        if number == 0:
+            await turn()
+            assert staying.take() == [b"127.0.0.1:0\0"]
+    dealer.dismiss(leaving.recipient)
+    await turn()
+    assert staying.take() == [b"127.0.0.1:0\0"] * 2
+    for client, connection in zip(clients, staying.has, strict=True):
+        client.sendall(b"?")
+        assert connection.recv(1) == b"?"
+
+
+async def test_many_given_back(
+    dealer: Dealer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more is taken back than can be dealt out: who gives waits, and none is lost."""
+    monkeypatch.setattr(handover, "MOST_WAITING", 4)
+    monkeypatch.setattr(handover, "TOGETHER", 2)
+    leaving = there(dealer, stack, serves=False)
+    pairs = [socket.socketpair() for _ in range(40)]
+    for pair in pairs:
+        for one in pair:
+            stack.enter_context(one)
+    left = deque(ours for ours, _ in pairs)
+
+    def give() -> None:
+        with suppress(BlockingIOError):
+            while left:
+                socket.send_fds(leaving.sock, [b"127.0.0.1:0"], [left[0].fileno()])
+                left.popleft()
+
+    for _ in range(5):
+        give()
+        await turn()
+    assert 4 <= len(dealer._waiting) <= 6
+    staying = there(dealer, stack)
+    async with asyncio.timeout(10):
+        while len(staying.has) < 40:
+            give()
+            await turn()
+            staying.take()
+    for (_, theirs), connection in zip(pairs, staying.has, strict=True):
+        theirs.sendall(b"?")
+        assert connection.recv(1) == b"?"
 
 
 async def test_addresses_change(dealer: Dealer, stack: ExitStack) -> None:

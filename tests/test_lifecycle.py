@@ -214,8 +214,8 @@ async def test_probes(upstream: Upstream) -> None:
 
 
 async def test_order_of_leaving(upstream: Upstream) -> None:
-    """First it says that it leaves, and goes on as before; then it listens no longer, and closes what is
-    idle; what runs finishes, each as the last of its connection; then it is gone.
+    """First it says that it leaves, and goes on as before, but that each answer is the last one of its
+    connection; then it listens no longer, and closes what is idle; what runs finishes; then it is gone.
     """
     paused, plain = Paused(), Paused(stream=False)
     upstream.will(paused, answer(), answer(), plain)
@@ -233,12 +233,23 @@ async def test_order_of_leaving(upstream: Upstream) -> None:
             while await get(proxy, "/readyz") != LEAVING:
                 pass
         assert await get(proxy, "/readyz", "HEAD") == (503, b"")
+        for sent in (
+            request(path="/livez", method="GET"),
+            request(path="/readyz", method="GET"),
+            request(path="/status", method="GET"),
+            request(path="/nothing", method="GET"),
+            request(chat(None)[:-1]),
+        ):
+            async with await Client.connect(proxy.port) as client:
+                await client.send(sent)
+                assert (await client.answer()).value(b"connection") == b"close"
+                assert await client.closed() == b""
         assert await get(proxy, "/livez") == OK
         assert await get(proxy, "/health") == OK
         assert (await call(proxy.port, chat())).status == 200
         await used.send(request(chat()))
         got = await used.answer()
-        assert (got.status, got.value(b"connection")) == (200, None)
+        assert (got.status, got.value(b"connection")) == (200, b"close")
         await waiting.send(request(chat()))
         await plain.begun.wait()
         assert monotonic() - told < 2, "too slow to tell"
@@ -254,7 +265,8 @@ async def test_order_of_leaving(upstream: Upstream) -> None:
         got = await streaming.answer()
         assert (got.body, got.whole) == (HELLO + BYE + DONE, True)
         assert await gone(proxy, 10) < 3
-        assert [record["outcome"] for record in proxy.records()] == ["ok"] * 4
+        outcomes = [record["outcome"] for record in proxy.records()]
+        assert (outcomes.count("ok"), outcomes.count("client_error")) == (5, 2)
         events = [line["event"] for line in proxy.lines() if line["event"] != "exchange"]
         assert events == ["ready", "draining", "stopped"]
 

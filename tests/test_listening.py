@@ -26,6 +26,7 @@ class Greeting:
     """Answers whatever it is asked with the same word."""
 
     leaving = False
+    onward = None
 
     async def handle(self, request: Request) -> bool:
         assert request.transport is not None

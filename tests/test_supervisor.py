@@ -5,8 +5,9 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -96,6 +97,19 @@ async def both_have(proxy: Proxy, streams: int) -> dict[str, int]:
 
     await until(running)
     return found
+
+
+def secured(directory: Path) -> tuple[str, ssl.SSLContext]:
+    """Return how a server speaks TLS, with files in *directory*, and what its clients trust."""
+    ca = trustme.CA()
+    issued = ca.issue_cert("localhost", "127.0.0.1")
+    key, pem = directory / "key", directory / "pem"
+    issued.private_key_pem.write_to_path(str(key))
+    issued.cert_chain_pems[0].write_to_path(str(pem))
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    tls = f'tls = {{ certificate = "{pem}", key = "{key}" }}'
+    return f'listen = "127.0.0.1:0"\n{tls}', context
 
 
 # Under load
@@ -232,23 +246,126 @@ async def test_replaced_workers(times: int) -> None:
         assert sum(map(alive, seen)) == 2
 
 
-async def test_worker_that_leaves_waits_for_who_might_ask(upstream: Upstream) -> None:
-    """A client that has connected, and asks only once its worker is being replaced, is answered; and so is
-    one that keeps its connection, which learns with its answer that it ends.
+class Keeping:
+    """Clients that keep their connection: each asks for answers of one of *lengths*, in events, and after
+    a *pause* for the next one, on the same connection for as long as nobody says that it ends.
+
+    *lost* are the requests that came to nothing, *told* counts the connections of which an answer said
+    that they end, *broken* those that ended without a word while nothing was asked.
     """
-    async with workers(to(upstream.url)) as proxy, AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(await Client.connect(proxy.port)) for _ in range(4)
-        ]
-        for client in clients[:2]:
-            await client.send(request(chat()))
-            assert (await client.answer()).value(b"connection") is None
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.answered = self.told = self.broken = 0
+        self.lost: list[Taken] = []
+        self._port = port
+        self._tls = tls
+        self._over = False
+
+    async def keep(self, lengths: Sequence[int], pause: float = 0.0) -> None:
+        every = cycle(lengths)
+        while not self._over:
+            taker = await Taker.connect(self._port, self._tls)
+            while not self._over:
+                if taker.lost:
+                    self.broken += 1
+                    break
+                pieces = next(every)
+                if not await self._ask(taker, Plan.make("whole" if pieces else "200", pieces)):
+                    break
+                if pause:
+                    await asyncio.sleep(pause)
+            taker.transport.abort()
+
+    async def _ask(self, taker: Taker, plan: Plan) -> bool:
+        """Ask once; return whether the connection may be used again."""
+        taken = await taker.take(plan)
+        if not taken.whole or taken.status != 200 or plan.story() not in taken.content:
+            self.lost.append(taken)
+            return False
+        self.answered += 1
+        told = b"\r\nConnection: close\r\n" in taken.head
+        self.told += told
+        return not told
+
+    def stop(self) -> None:
+        self._over = True
+
+
+@pytest.mark.parametrize(
+    ("times", "longest"), [(2, 40), pytest.param(20, 140, marks=pytest.mark.long)]
+)
+@pytest.mark.timeout(900)
+async def test_kept_connections(times: int, longest: int) -> None:
+    """Workers are replaced again and again, and whoever keeps a connection notices nothing: not who asks
+    again at once, behind a stream or not, nor who lets it lie for a while.
+    """
+    async with Tellers() as tellers, workers(to(tellers.url)) as proxy:
+        keeping = Keeping(proxy.port)
+        async with asyncio.TaskGroup() as group:
+            for lengths in [(0,), (4,), (4, 0, 8), (0, longest)] * 5:
+                group.create_task(keeping.keep(lengths))
+            for pause in (0.1, 2.0, 9.0) * 5:
+                group.create_task(keeping.keep((0,), pause))
+            for time in range(times):
+                proxy.tell(signal.SIGUSR2)
+                await proxy.event("replaced", count=time + 1, seconds=90)
+            keeping.stop()
+        assert (keeping.lost, keeping.broken, keeping.told) == ([], 0, 0)
+        assert keeping.answered > 100 * times
+        assert proxy.events("idle_closed") == []
+
+
+async def test_kept_connections_over_tls(tmp_path: Path) -> None:
+    """Who speaks TLS, and asks before `drain` is over, is told with the answer to connect anew, and loses
+    nothing; who has not asked by then is closed, and counted.
+    """
+    text, context = secured(tmp_path)
+    async with Tellers() as tellers:
+        text = to(tellers.url, f'{text}\ndrain = "4s"')
+        async with workers(text, listen=None) as proxy:
+            keeping = Keeping(proxy.port, context)
+            silent = await Taker.connect(proxy.port, context)
+            async with asyncio.TaskGroup() as group:
+                for lengths in [(0,), (4,), (0, 20)] * 3:
+                    group.create_task(keeping.keep(lengths))
+                for pause in (0.1, 1.0) * 3:
+                    group.create_task(keeping.keep((0,), pause))
+                proxy.tell(signal.SIGUSR2)
+                await proxy.event("replaced", seconds=90)
+                keeping.stop()
+            assert (keeping.lost, keeping.broken) == ([], 0)
+            assert keeping.told > 0
+            assert [one["connections"] for one in proxy.events("idle_closed")] == [1]
+            assert silent.lost
+
+
+async def test_told_to_stop_while_one_is_replaced(upstream: Upstream) -> None:
+    """Told to stop while a worker still hands on what it has, all of them leave in order."""
+    paused = Paused()
+    upstream.will(paused)
+    async with workers(toml(upstream)) as proxy, await Client.connect(proxy.port) as client:
+        await client.send(request(chat(stream=True)))
+        await paused.begun.wait()
         proxy.tell(signal.SIGUSR2)
         await proxy.event("worker_started", count=3, seconds=30)
         await proxy.event("draining")
-        for client in clients:
-            await client.send(request(chat()))
-            assert (await client.answer()).status == 200
+        proxy.tell()
+        await refused(proxy)
+        paused.released.set()
+        assert (await client.answer()).whole
+        assert await gone(proxy, 20) < 10
+
+
+async def refused(proxy: Proxy) -> None:
+    """Wait until nobody listens any more."""
+
+    async def closed() -> bool:
+        with suppress(ConnectionRefusedError):
+            (await Client.connect(proxy.port)).close()
+            return False
+        return True
+
+    await until(closed)
 
 
 # Balance
@@ -465,16 +582,8 @@ async def test_worker_that_cannot_begin(upstream: Upstream, tmp_path: Path) -> N
     """A worker that cannot be replaced is tried again, ever less often; the status says that nobody is
     there, the others serve, and TLS is no other than without workers.
     """
-    ca = trustme.CA()
-    issued = ca.issue_cert("localhost", "127.0.0.1")
-    key, pem = tmp_path / "key", tmp_path / "pem"
-    issued.private_key_pem.write_to_path(str(key))
-    issued.cert_chain_pems[0].write_to_path(str(pem))
-    text = to(
-        upstream.url, f'listen = "127.0.0.1:0"\ntls = {{ certificate = "{pem}", key = "{key}" }}'
-    )
-    context = ssl.create_default_context()
-    ca.configure_trust(context)
+    server, context = secured(tmp_path)
+    text, pem = to(upstream.url, server), tmp_path / "pem"
 
     async def answered(sent: bytes) -> Answer:
         streams = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=context)

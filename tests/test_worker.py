@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from proxy.channel import Channel, Gone
 from proxy.lifecycle import GARBAGE
 from proxy.worker import Seat
-from tests.harness.client import Client, chat, request
-from tests.harness.upstream import Upstream
+from tests.harness.client import Client, Pair, chat, request
+from tests.harness.upstream import Upstream, answer
+from tests.test_lifecycle import Paused
 
 
 class Told:
@@ -107,15 +108,98 @@ async def test_life(upstream: Upstream, tmp_path: Path) -> None:
         assert (b"Authorization", b"Bearer sk-variable") in upstream.requests[0].headers
         facts = await told.channel.ask("status")
         assert [one["name"] for one in facts["channels"]] == ["up"]
+        await told.channel.ask("drain")
+
+
+HERE = b"127.0.0.1:8080"
+KEY = [(b"Authorization", b"Bearer sk-team-0123456789")]
+
+
+def given_back(told: Told) -> tuple[bytes, socket.socket]:
+    """Wait for a connection that is given back; return it, and what is said of it."""
+    told.doors.settimeout(10)
+    while True:
+        said, fds, _, _ = socket.recv_fds(told.doors, 512, 1)
+        if fds:
+            return said, socket.socket(fileno=fds[0])
+
+
+async def goes_on(client: Client, sock: socket.socket) -> None:
+    """Assert that *sock* is the other end of *client*, of which nothing is missing."""
+    with sock:
+        sock.settimeout(10)
+        await client.send(b"GET /next")
+        assert await asyncio.to_thread(sock.recv, 100) == b"GET /next"
+        sock.sendall(b"from another one")
+        assert await client.reader.readexactly(16) == b"from another one"
+
+
+async def test_handed_on(upstream: Upstream, tmp_path: Path) -> None:
+    """When another one takes its place, it gives back each connection on which nothing is asked, as it
+    stands, with a word on whether its client may ask.
+    """
+    source = SOURCE.format(upstream.url) + '[keys]\nteam = "sk-team-0123456789"\n'
+    async with worker(source, tmp_path) as told:
+        async with asyncio.timeout(20):
+            await told.ready.wait()
         async with await hand(told) as client:
-            await told.channel.ask("drain", 5.0)
-            closed = None
-            while closed is None:
-                await client.send(request(chat()))
-                got = await client.answer()
-                assert got.status == 200
-                closed = got.value(b"connection")
-            assert closed == b"close"
+            await told.channel.ask("hand_on")
+            said, sock = await asyncio.to_thread(given_back, told)
+            assert said == HERE
+            await goes_on(client, sock)
+
+
+@pytest.mark.parametrize(("key", "status"), [((), 401), (KEY, 200)], ids=["stranger", "known"])
+async def test_handed_on_behind_an_answer(
+    upstream: Upstream, tmp_path: Path, key: list[Pair], status: int
+) -> None:
+    """A connection that was used is given back too, and one on which a request has begun to come, in its
+    head or its body, behind the answer to it.
+    """
+    source = SOURCE.format(upstream.url) + '[keys]\nteam = "sk-team-0123456789"\n'
+    whole = request(chat(), headers=key)
+    async with worker(source, tmp_path) as told, AsyncExitStack() as stack:
+        async with asyncio.timeout(20):
+            await told.ready.wait()
+        clients = [await stack.enter_async_context(await hand(told)) for _ in "abcd"]
+        for client, sent in zip(clients, (0, 20, len(whole) - 10, len(whole)), strict=True):
+            for _ in range(2):
+                await client.send(whole)
+                assert (await client.answer()).status == status
+            await client.send(whole[:sent])
+        assert (await clients[3].answer()).status == status  # so the others were read, too
+        await told.channel.ask("hand_on")
+        for client in (clients[1], clients[2]):
+            await client.send(whole[-10:] if client is clients[2] else whole[20:])
+            got = await client.answer()
+            assert (got.status, got.value(b"connection")) == (status, None)
+        back = [await asyncio.to_thread(given_back, told) for _ in clients]
+        assert {said for said, _ in back} == {HERE + b"\0" if key else HERE}
+        for _, sock in back:
+            sock.sendall(b"from another one")
+            sock.close()
+        for client in clients:
+            assert await client.reader.readexactly(16) == b"from another one"
+
+
+async def test_handed_on_behind_a_stream(upstream: Upstream, tmp_path: Path) -> None:
+    """What was sent while a stream ran is served where it was read; then the connection is given back."""
+    paused = Paused()
+    upstream.will(paused, answer())
+    async with worker(SOURCE.format(upstream.url), tmp_path) as told:
+        async with asyncio.timeout(20):
+            await told.ready.wait()
+        async with await hand(told) as client:
+            await client.send(request(chat(stream=True)))
+            await paused.begun.wait()
+            await told.channel.ask("hand_on")
+            await client.send(request(chat()))
+            await asyncio.sleep(0.1)
+            paused.released.set()
+            assert (await client.answer()).whole
+            assert (await client.answer()).status == 200
+            _, sock = await asyncio.to_thread(given_back, told)
+            await goes_on(client, sock)
 
 
 async def test_reload(upstream: Upstream, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ and both ends know what must have come of it.
 
 import asyncio
 import re
+import ssl
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -237,9 +238,9 @@ class Taker(asyncio.Protocol):
         """How late each event that says when it was written has come, in seconds, once this is a list."""
 
     @classmethod
-    async def connect(cls, port: int) -> "Taker":
+    async def connect(cls, port: int, tls: ssl.SSLContext | None = None) -> "Taker":
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(cls, "127.0.0.1", port))[1]
+        return (await loop.create_connection(cls, "127.0.0.1", port, ssl=tls))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
