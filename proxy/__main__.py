@@ -1,6 +1,12 @@
 """`python -m proxy` is `trunkline`."""
 
-from proxy.cli import main
+import sys
+
+from proxy.signals import be_patient
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        be_patient()
+    from proxy.cli import main  # which takes a while: a signal must not end us meanwhile
+
     raise SystemExit(main())

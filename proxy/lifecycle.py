@@ -8,20 +8,25 @@ import asyncio
 import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import uvloop
 from aiohttp.http_parser import HttpRequestParser
 
 from proxy import __version__
-from proxy.config import ConfigError, Snapshot
+from proxy.config import ConfigError, Snapshot, takes_restart
 from proxy.server import CannotListen, Running, serve
+from proxy.signals import came
 from proxy.sinks import Log
 from proxy.surfaces import Address
 from proxy.transport import in_thread
 
 AIOHTTP_FLOOR = (3, 14, 5)
+T = TypeVar("T")
+
+READ_SECONDS = 20.0
+"""How long it may take to read the file anew, and all that it names."""
 GARBAGE = (5_000, 20, 50)
 """How many new objects, and rounds, until cycles are looked for: a request makes hardly any."""
 
@@ -60,6 +65,8 @@ async def _run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
+    if came(signal.SIGHUP):
+        again.set()
     loop.add_signal_handler(signal.SIGHUP, again.set)
     try:
         async with serve(snapshot) as running:
@@ -81,6 +88,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: note(running.log, context))
     loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
+    running.children.look_after(loop)
     _announce(running)
     tune_gc()
     reloading = loop.create_task(_reload_for_ever(running, reload, again))
@@ -128,15 +136,27 @@ async def _reload_for_ever(
     running: Running, reload: Callable[[], Snapshot], again: asyncio.Event
 ) -> None:
     """Read the file anew whenever *again* is set; one that cannot be used changes nothing."""
+    begun = running.snapshot
     while True:
         await again.wait()
         again.clear()
         try:
-            await running.apply(await in_thread(reload))
+            await running.apply(await in_time(reload))
         except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
             report(running.log, error)
         else:
-            _announce(running, "reloaded")
+            _announce(running, "reloaded", takes_restart=takes_restart(begun, running.snapshot))
+
+
+async def in_time(read: Callable[[], T]) -> T:
+    """Return what *read* returns, from a thread; where it hangs, that thread is left alone with it.
+    Raises `CannotStart`, and what *read* raises.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await in_thread(read)
+    except TimeoutError:
+        raise CannotStart(f"the file was not read within {READ_SECONDS:g} s") from None
 
 
 def report(log: Log, error: Exception) -> None:
@@ -155,9 +175,9 @@ def note(log: Log, context: dict[str, Any]) -> None:
     log.events.error("loop_error", error=context.get("message"), exc_info=context.get("exception"))
 
 
-def _announce(running: Running, event: str = "ready") -> None:
+def _announce(running: Running, event: str = "ready", **further: object) -> None:
     addresses = [a for addresses in running.addresses.values() for a in addresses]
-    announce(running.log, running.snapshot, addresses, event)
+    announce(running.log, running.snapshot, addresses, event, **further)
 
 
 def announce(

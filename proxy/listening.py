@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
+from proxy.config.certificates import Unfit, load_chain
 from proxy.edge import HEAD_SECONDS, Server
 from proxy.surfaces import Address, Tls
 
@@ -249,9 +250,9 @@ def context_of(tls: Tls) -> ssl.SSLContext:
     """Return what speaks TLS with the certificate of *tls*. Raises `CannotListen`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(tls.certificate, tls.key, password="")  # else it would be asked for
-    except OSError:  # ssl.SSLError among them
-        raise CannotListen(f"cannot use the certificate {tls.certificate}, or its key") from None
+        load_chain(context, tls.certificate, tls.key)
+    except Unfit as unfit:
+        raise CannotListen(f"cannot speak TLS: {unfit}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -18,6 +18,7 @@ from proxy import endpoints
 from proxy.admission import Gate
 from proxy.asking import Asking
 from proxy.balance import Scores
+from proxy.children import Children
 from proxy.config import Refresher, Snapshot
 from proxy.edge import Onward, Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
@@ -84,6 +85,7 @@ class Running:
     _relays: set[Relay | Tunnel] = field(default_factory=set)
     _sessions: set[Exchange] = field(default_factory=set)
     _started: float = field(default_factory=time.monotonic)
+    children: Children = field(default_factory=Children)
     _refresher: Refresher | None = None
     _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
     _left: list[Server] = field(default_factory=list)
@@ -154,7 +156,8 @@ class Running:
         """Begin to keep the credentials of *snapshot* fresh, and wait for their first values."""
         if self._refresher is not None:
             self._refresher.hand_on(snapshot.live)
-        refresher = Refresher(snapshot.live, partial(_tell, asyncio.get_running_loop(), self.log))
+        tell = partial(_tell, asyncio.get_running_loop(), self.log)
+        refresher = Refresher(snapshot.live, tell, self.children)
         refresher.start()
         try:
             async with asyncio.timeout(FIRST_VALUES_SECONDS):

@@ -18,11 +18,22 @@ from typing import Any
 import uvloop
 
 from proxy.channel import Channel, Failed, Gone
-from proxy.config import Snapshot, Source
+from proxy.children import Children
+from proxy.config import Snapshot, Source, takes_restart
 from proxy.handover import Dealer, Recipient, release
-from proxy.lifecycle import CannotStart, Ready, announce, check_parser, note, report, unless
+from proxy.lifecycle import (
+    CannotStart,
+    Ready,
+    announce,
+    check_parser,
+    in_time,
+    note,
+    report,
+    unless,
+)
 from proxy.listening import CannotListen
 from proxy.server import open_log
+from proxy.signals import came
 from proxy.sinks import Log
 from proxy.surfaces import Address
 from proxy.transport import in_thread
@@ -101,10 +112,11 @@ class _Supervisor:
     def __init__(self, plan: Plan, source: Source, snapshot: Snapshot, log: Log) -> None:
         self._plan = plan
         self._source = source
-        self._snapshot = snapshot
+        self._snapshot = self._begun = snapshot
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
+        self._processes = Children()
         self._children: set[_Child] = set()
         self._seats: dict[int, _Child] = {}
         self._locks = [asyncio.Lock() for _ in range(plan.count)]
@@ -117,8 +129,11 @@ class _Supervisor:
         stop, now, again, renew = (asyncio.Event() for _ in range(4))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
+        if came(signal.SIGHUP):
+            again.set()
         self._loop.add_signal_handler(signal.SIGHUP, again.set)
         self._loop.add_signal_handler(signal.SIGUSR2, renew.set)
+        self._processes.look_after(self._loop)
         await unless(stop, self._begin())
         if stop.is_set():
             return
@@ -205,7 +220,7 @@ class _Supervisor:
         fds = (seat.channel, seat.doors)
 
         def spawn() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)  # noqa: S603 - as we were started ourselves
+            return self._processes.start(command, stdin=subprocess.DEVNULL, pass_fds=fds)
 
         spawning = self._loop.create_task(in_thread(spawn))
         try:
@@ -214,6 +229,7 @@ class _Supervisor:
             process = await spawning
             process.kill()
             await in_thread(process.wait)
+            self._processes.done(process)
             raise
 
     async def _settle(self, child: _Child) -> None:
@@ -237,6 +253,7 @@ class _Supervisor:
     async def _watch(self, child: _Child) -> None:
         """Wait until *child* has ended; deal out what it has not taken."""
         await in_thread(child.process.wait)
+        self._processes.done(child.process)
         self._children.discard(child)
         self._dealer.dismiss(child.recipient)
         await child.channel.close()
@@ -394,7 +411,7 @@ class _Supervisor:
     async def _reload(self) -> None:
         """Read the file anew, and have all workers serve it; one that cannot be used changes nothing."""
         try:
-            source, snapshot = await in_thread(self._read)
+            source, snapshot = await in_time(self._read)
             opened = self._dealer.bind(_addresses(snapshot))
         except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
             report(self._log, error)
@@ -409,7 +426,8 @@ class _Supervisor:
         self._dealer.add(opened)
         release(dropped)
         if not problems:
-            self._announce("reloaded", workers=self._plan.count)
+            restart = takes_restart(self._begun, snapshot)
+            self._announce("reloaded", workers=self._plan.count, takes_restart=restart)
 
     def _read(self) -> tuple[Source, Snapshot]:
         source = self._plan.read()

@@ -738,8 +738,8 @@ def served(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (None, "env cannot be read"),
-        (b"\xff", "env cannot be read"),
+        (None, "env cannot be read: no such file or directory"),
+        (b"\xff", "env cannot be read: it is not UTF-8 text"),
         (b"A=1\nCANARY\n", "env:2 is not NAME=VALUE"),
         (b"A=1\n\n=CANARY\n", "env:3 is not NAME=VALUE"),
         (b"A B=CANARY\n", "env:1 is not NAME=VALUE"),
@@ -774,6 +774,30 @@ def test_port_taken(here: Path) -> None:
 def test_unusable_file_is_not_served(here: Path) -> None:
     """A file that is not there is told in one line, at once."""
     refused(run(here, "serve", "-c", "lost.toml"), "lost.toml: cannot be read: no such file")
+
+
+def _pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def _endless(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def _huge(file: Path) -> None:
+    file.touch()
+    os.truncate(file, 2 * 2**30)
+
+
+@pytest.mark.parametrize("name", ["check", "serve", "routes", "explain"])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(_pipe, "is a named pipe"), (_endless, "is a device"), (_huge, "is larger than 16 MiB")],
+)
+def test_no_regular_file(here: Path, make: Callable[[Path], None], why: str, name: str) -> None:
+    """What may never begin or never end is not read as a routes file; a sentence says so, at once."""
+    make(here / "odd.toml")
+    refused(run(here, name, "-c", "odd.toml"), f"odd.toml: cannot be read: {why}")
 
 
 def test_without_the_c_parser(here: Path) -> None:

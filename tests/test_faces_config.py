@@ -41,6 +41,10 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in made.cert_chain_pems:
             part.write_to_path(str(directory / f"{name}.crt"), append=True)
     (directory / "junk").write_text("-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n")
+    (directory / "empty").touch()
+    lines = (directory / "a.key").read_text().splitlines(keepends=True)
+    (directory / "cut").write_text("".join([*lines[:1], *lines[2:]]))
+    os.mkfifo(directory / "pipe")
     return directory
 
 
@@ -167,16 +171,42 @@ def test_bad_surface(keys: str, path: str) -> None:
     assert found.removesuffix("[0]") == f"server.{path}".removesuffix("[0]")
 
 
+NOT_ONE = "the certificate DIR/{} is not one in PEM form"
+NO_KEY = "the key DIR/{} is not a private key in PEM form"
+
+
 @pytest.mark.parametrize(
-    ("certificate", "key"),
-    [("a.crt", "b.key"), ("a.key", "a.crt"), ("junk", "a.key"), ("a.crt", "junk"), ("", "a.key")],
+    ("certificate", "key", "why"),
+    [
+        ("none", "a.key", "the certificate DIR/none cannot be read: no such file or directory"),
+        ("a.crt", "none", "the key DIR/none cannot be read: no such file or directory"),
+        ("", "a.key", "the certificate DIR/ cannot be read: is a directory"),
+        ("a.crt", "pipe", "the key DIR/pipe cannot be read: is a named pipe, not a regular file"),
+        ("a.key", "a.crt", NOT_ONE.format("a.key")),
+        ("junk", "a.key", NOT_ONE.format("junk")),
+        ("empty", "a.key", NOT_ONE.format("empty")),
+        ("a.crt", "junk", NO_KEY.format("junk")),
+        ("a.crt", "a.crt", NO_KEY.format("a.crt")),
+        ("a.crt", "b.key", "the key DIR/b.key does not belong to the certificate DIR/a.crt"),
+        ("a.crt", "cut", "the key DIR/cut cannot be used with the certificate DIR/a.crt: "),
+    ],
 )
-def test_bad_certificate(pem: Path, certificate: str, key: str) -> None:
-    """A certificate that is none, or is another key's, is told before anybody needs it."""
+def test_bad_certificate(pem: Path, certificate: str, key: str, why: str) -> None:
+    """What is wrong with a certificate or its key is told before anybody needs it: which file it is, and
+    whether it cannot be read, is none, or does not fit.
+    """
     keys = f'tls = {{ certificate = "{pem}/{certificate}", key = "{pem}/{key}" }}'
     problems = wrong(keys)
     assert list(problems) == ["server.tls"]
-    assert "certificate" in problems["server.tls"]
+    assert problems["server.tls"].startswith(why.replace("DIR", str(pem)))
+
+
+def test_certificate_among_words(pem: Path, tmp_path: Path) -> None:
+    """What people write around a certificate does not matter, in whatever script."""
+    file = tmp_path / "chain"
+    file.write_text("Bag Attributes\n friendlyName: Müller\n" + (pem / "a.crt").read_text())
+    found = surface(f'tls = {{ certificate = "{file}", key = "{pem}/a.key" }}')
+    assert found.tls == Tls(str(file), f"{pem}/a.key")
 
 
 def test_locked_key(pem: Path, tmp_path: Path) -> None:
@@ -197,7 +227,7 @@ def test_locked_key(pem: Path, tmp_path: Path) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "proxy", "check", str(file)])
     said = b""
     try:
-        while b"passphrase" not in said.lower() and b"pass phrase" not in said.lower():
+        while b"Enter" not in said:
             try:
                 piece = os.read(terminal, 4096)
             except OSError:  # it has ended
@@ -207,6 +237,7 @@ def test_locked_key(pem: Path, tmp_path: Path) -> None:
         os.close(terminal)  # which hangs up on whoever still asks
         _, status = os.waitpid(pid, 0)
     assert b"server.tls" in said
+    assert b"has a passphrase, and there is nobody to ask for it" in said.replace(b"\r\n", b" ")
     assert b"Enter" not in said
     assert os.waitstatus_to_exitcode(status) == 1
 

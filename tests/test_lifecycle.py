@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from time import monotonic
 
@@ -9,6 +11,7 @@ import aiohttp
 import pytest
 
 from proxy import lifecycle
+from proxy.config import Snapshot
 from tests.harness.client import Client, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -430,3 +433,38 @@ async def test_ready_line(upstream: Upstream) -> None:
         assert len(line["digest"]) == 12
         assert line["listen"] == [f"127.0.0.1:{proxy.port}"]
         assert (line["routes"], line["keys"]) == (1, 0)
+
+
+async def test_reading_that_hangs(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that hangs under a reload says `reload_failed` in time, and the next reload works."""
+    monkeypatch.setattr(lifecycle, "READ_SECONDS", 0.3)
+    hung = threading.Event()
+    async with serving(toml(upstream)) as proxy:
+        running = proxy.running
+        assert running is not None
+        outcomes: list[Callable[[], Snapshot]] = [hang_for(hung), lambda: running.snapshot]
+        again = asyncio.Event()
+        reloading = asyncio.get_running_loop().create_task(
+            lifecycle._reload_for_ever(running, lambda: outcomes.pop(0)(), again)
+        )
+        try:
+            again.set()
+            failed = await proxy.event("reload_failed")
+            assert failed["problems"] == ["the file was not read within 0.3 s"]
+            assert (await call(proxy.port, chat())).status == 200
+            again.set()
+            await proxy.event("reloaded")
+        finally:
+            hung.set()
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
+
+
+def hang_for(event: threading.Event) -> Callable[[], Snapshot]:
+    """Return what reads nothing until *event* is set."""
+
+    def read() -> Snapshot:
+        event.wait(20)
+        raise OSError("too late")
+
+    return read

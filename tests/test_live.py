@@ -219,6 +219,16 @@ def become_directory(file: Path) -> None:
     file.mkdir()
 
 
+def become_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def become_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
 def become_binary(file: Path) -> None:
     beside = file.with_name("beside")
     beside.write_bytes(THIRD.encode() + b"\xff\xfe\0")
@@ -228,6 +238,9 @@ def become_binary(file: Path) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "removed": (remove, "cannot be read: no such file or directory"),
     "a directory": (become_directory, "cannot be read: is a directory"),
+    "a pipe": (become_pipe, "cannot be read: is a named pipe, not a regular file"),
+    "endless": (become_device, "cannot be read: is a device, not a regular file"),
+    "huge": (lambda file: os.truncate(file, 2**30), "cannot be read: is larger than 1 MiB"),
     "empty": (lambda file: rename(file, ""), "it is empty"),
     "a line end": (lambda file: rename(file, "\n"), "it is empty"),
     "spaces": (lambda file: rename(file, "  \n"), "it is empty, or has a character"),

@@ -258,6 +258,20 @@ def replace_by_directory(file: Path) -> None:
     file.mkdir()
 
 
+def replace_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def replace_by_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def make_huge(file: Path) -> None:
+    os.truncate(file, 2 * 2**30)
+
+
 CANARY = "sk-canary-7f3a9c5e1b2d4f60"
 BAD: list[tuple[str, Callable[[Path, str], object], list[str]]] = [
     ("toml", lambda file, _: file.write_text(f'x = "{CANARY}'), ["is not TOML"]),
@@ -265,6 +279,9 @@ BAD: list[tuple[str, Callable[[Path, str], object], list[str]]] = [
     ("text", lambda file, old: file.write_bytes(old.encode() + b"\xff"), ["is not UTF-8"]),
     ("missing", lambda file, _: file.unlink(), ["cannot be read: no such file"]),
     ("unreadable", lambda file, _: replace_by_directory(file), ["cannot be read: is a dir"]),
+    ("pipe", lambda file, _: replace_by_pipe(file), ["cannot be read: is a named pipe"]),
+    ("endless", lambda file, _: replace_by_device(file), ["cannot be read: is a device"]),
+    ("huge", lambda file, _: make_huge(file), ["cannot be read: is larger than 16 MiB"]),
     (
         "several",
         lambda file, _: file.write_text(f"""
@@ -337,11 +354,30 @@ async def test_bad_environment(upstream: Upstream, tmp_path: Path) -> None:
         assert CANARY not in proxy.log.read_text()
         assert line["problems"] == [f"{file}:2 is not NAME=VALUE"]
         assert (await call(proxy.port, chat())).status == 200
+        replace_by_pipe(file)
+        line = await proxy.reload()
+        assert line["problems"] == [f"{file} cannot be read: is a named pipe, not a regular file"]
+        assert (await call(proxy.port, chat())).status == 200
+        file.unlink()
         file.write_text("CREDENTIAL=sk-two-0000000000000000\n")
         assert (await proxy.reload())["event"] == "reloaded"
         assert (await call(proxy.port, chat())).status == 200
     seen = [bearer(one) for one in upstream.requests]
-    assert seen == [*["sk-one-0000000000000000"] * 2, "sk-two-0000000000000000"]
+    assert seen == [*["sk-one-0000000000000000"] * 3, "sk-two-0000000000000000"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_takes_a_restart(upstream: Upstream, workers: str) -> None:
+    """A reload names each time what it cannot make true before the next start, and nothing else."""
+    other = "workers = 3\ndrain = '7s'\nmax_inflight = 99"
+    log = "[log]\nlevel = 'debug'\nformat = 'json'"
+    async with process(toml(upstream), further=("--workers", workers)) as proxy:
+        assert (await proxy.reload())["takes_restart"] == []
+        everything = toml(upstream, server=other, rest=log)
+        named = ["server.workers", "log.format", "log.level"]
+        for _ in range(2):
+            assert (await proxy.reload(everything))["takes_restart"] == named
+        assert (await proxy.reload(toml(upstream)))["takes_restart"] == []
 
 
 # Rotation
@@ -863,25 +899,17 @@ async def test_told_to_stop_while_reading(upstream: Upstream) -> None:
     async with process(toml(upstream)) as proxy, await Client.connect(proxy.port) as client:
         await client.send(request(chat(stream=True)))
         await paused.begun.wait()
-        proxy.file.unlink()
-        os.mkfifo(proxy.file)
+        lines = "".join(f'"x{number}" = "up/one"\n' for number in range(600_000))
+        proxy.write(toml(upstream, rest=lines))  # which takes many seconds to read
         proxy.tell(signal.SIGHUP)
+        await asyncio.sleep(0.5)
+        proxy.tell()
+        await proxy.event("draining")
+        paused.released.set()
+        assert (await client.answer(seconds=10)).body == HELLO + BYE + DONE
+        assert proxy.process is not None
         async with asyncio.timeout(10):
-            while True:  # there is a reader as soon as this can be opened
-                with suppress(OSError):
-                    pipe = os.open(proxy.file, os.O_WRONLY | os.O_NONBLOCK)
-                    break
-                await asyncio.sleep(0.01)
-        try:
-            proxy.tell()
-            await proxy.event("draining")
-            paused.released.set()
-            assert (await client.answer()).body == HELLO + BYE + DONE
-            assert proxy.process is not None
-            async with asyncio.timeout(5):
-                assert await proxy.process.wait() == 0
-        finally:
-            os.close(pipe)
+            assert await proxy.process.wait() == 0
         assert not proxy.events("reloaded", "reload_failed")
 
 

@@ -1,8 +1,8 @@
 """The variables of `--env-file`, which a verb sees behind the process's own."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
+from proxy.config.files import SECRET_BYTES, Unreadable, read_regular
 from proxy.lifecycle import CannotStart
 
 
@@ -11,9 +11,11 @@ def variables(file: str | None) -> Mapping[str, str]:
     if file is None:
         return {}
     try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise CannotStart(f"{file} cannot be read") from None
+        lines = read_regular(file, SECRET_BYTES).decode("utf-8").splitlines()
+    except Unreadable as error:
+        raise CannotStart(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise CannotStart(f"{file} cannot be read: it is not UTF-8 text") from None
     values: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip().removeprefix("export ")

@@ -21,7 +21,7 @@ from proxy.config.live import Live, Refresher
 from proxy.config.problems import ConfigError, Path, Problem, suggest
 from proxy.config.reading import Filler, Source, fetch, parse
 from proxy.config.routes import Routes, unrouted_of
-from proxy.config.snapshot import Settings, Snapshot
+from proxy.config.snapshot import Settings, Snapshot, takes_restart
 from proxy.config.surfaces import surfaces_of
 from proxy.config.tables import BROUGHT, LATER, SHORT, File, Table
 from proxy.config.upstreams import Upstreams
@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "fetch",
     "load",
+    "takes_restart",
 ]
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.children import Children
 from proxy.config.reading import Unset
 from proxy.credentials import LiveSecret, is_presentable
 
@@ -43,11 +44,14 @@ class Live:
 
 
 class Refresher:
-    """Keeps all of *lives* fresh from `start` to `close`; *tell* is called from other threads."""
+    """Keeps all of *lives* fresh from `start` to `close`; *tell* is called from other threads. Commands
+    are *children* of this process.
+    """
 
-    def __init__(self, lives: Iterable[Live], tell: Tell) -> None:
+    def __init__(self, lives: Iterable[Live], tell: Tell, children: Children | None = None) -> None:
         self._lives = tuple(lives)
         self._tell = tell
+        self._processes = children or Children()
         self._untried = {
             live for live in self._lives if live.read is None and not live.secret.known
         }
@@ -134,7 +138,7 @@ class Refresher:
             if self._closing.is_set():
                 raise Unset(f"the command {name} is not run any more")
             try:
-                child = subprocess.Popen(  # noqa: S603 - the operator's own words, and no shell
+                child = self._processes.start(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -158,6 +162,7 @@ class Refresher:
                         _kill(child)
         finally:
             self._children.discard(child)
+            self._processes.done(child)
         if len(output) > OUTPUT_BYTES:
             raise Unset(f"the command {name} printed more than a credential can be")
         if child.returncode != 0:

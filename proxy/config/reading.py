@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from proxy.config.files import ROUTES_BYTES, SECRET_BYTES, Unreadable, read_regular
 from proxy.config.problems import ConfigError, Path, Problem
 
 _REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$\{")
@@ -32,10 +33,9 @@ class Source:
 def fetch(file: FilePath) -> bytes:
     """Return what *file* holds. Raises `ConfigError`."""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise ConfigError(str(file), [Problem((), f"cannot be read: {reason}")]) from None
+        return read_regular(file, ROUTES_BYTES)
+    except Unreadable as error:
+        raise ConfigError(str(file), [Problem((), f"cannot be read: {error}")]) from None
 
 
 def parse(file: FilePath, content: bytes) -> dict[str, Any]:
@@ -143,14 +143,11 @@ def _read_secret(path: str, what: str) -> str:
     who puts a secret where a path belongs must not read it there.
     """
     try:
-        return FilePath(path).read_text("utf-8").rstrip("\r\n")
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise Unset(f"{what} cannot be read: {reason}") from None
+        return read_regular(path, SECRET_BYTES).decode("utf-8").rstrip("\r\n")
+    except Unreadable as error:
+        raise Unset(f"{what} cannot be read: {error}") from None
     except UnicodeDecodeError:
         raise Unset(f"{what} is not UTF-8 text") from None
-    except ValueError:
-        raise Unset(f"{what} cannot be read: its name is not a path") from None
 
 
 def _is_text(value: str) -> bool:

@@ -28,6 +28,10 @@ class Settings:
     log_level: str
 
 
+LASTING = {"workers": "server.workers", "log_format": "log.format", "log_level": "log.level"}
+"""What a process has from its start to its end, and what it is called in the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One reading of *file*.
@@ -47,6 +51,16 @@ class Snapshot:
     unrouted: Unrouted
     hooks: Mapping[str, Hook]
     live: tuple[Live, ...] = ()
+
+
+def takes_restart(begun: Snapshot, now: Snapshot) -> list[str]:
+    """Return what a process that has *begun* with one file cannot make true of the one that it serves
+    *now*, as the file calls it.
+    """
+    before, after = begun.settings, now.settings
+    return [
+        name for field, name in LASTING.items() if getattr(before, field) != getattr(after, field)
+    ]
 
 
 TIMEOUT_NAMES = tuple(Timeouts.__dataclass_fields__)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from proxy import dialects
+from proxy.config.certificates import Unfit, load_chain
 from proxy.config.draft import Draft
 from proxy.config.problems import Path, suggest
 from proxy.config.tables import SurfaceTable
@@ -122,11 +123,10 @@ def _unmapped(network: Network) -> Network:
 
 
 def _check_tls(draft: Draft, tls: Tls, path: Path) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(tls.certificate, tls.key, password="")  # else it would be asked for
-    except (OSError, ValueError):  # ssl.SSLError among them
-        draft.problem(path, "needs `certificate` and `key`: readable PEM files that fit together")
+        load_chain(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), tls.certificate, tls.key)
+    except Unfit as unfit:
+        draft.problem(path, str(unfit))
 
 
 def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Address]:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from proxy import dialects
 from proxy.config.draft import FRAMING, TOKEN, Draft
+from proxy.config.files import Unreadable, check_regular
 from proxy.config.live import Live
 from proxy.config.presets import Preset
 from proxy.config.problems import Path, dotted, suggest
@@ -258,8 +259,9 @@ class Upstreams:
 
     def _ca(self, file: str, path: Path) -> None:
         try:
+            check_regular(file)
             ssl.create_default_context(cafile=file)
-        except (OSError, ssl.SSLError):
+        except (OSError, Unreadable):  # ssl.SSLError among them
             self._draft.problem(path, "is not a readable file of PEM certificates")
 
     # What is presented there
