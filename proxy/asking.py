@@ -6,9 +6,10 @@ from contextlib import aclosing
 
 from proxy.admission import Gate
 from proxy.body import Body, find_model
+from proxy.coding import unpacker_of
 from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Exchange
-from proxy.forward import Inbound, refuse_encoded
+from proxy.forward import Inbound
 from proxy.opening import Asked, Opened, Opener
 from proxy.reader import Reader
 from proxy.routes import Route, check_able
@@ -28,10 +29,10 @@ class Asking:
 
     async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
         """Return the whole body of *exchange*, which is small, and for us. Raises `ProxyError`."""
-        refuse_encoded(exchange)
+        unpacker = unpacker_of(exchange.headers)
         self._gate.enter()
         try:
-            body = await inbound.read(exchange, MESSAGE_BYTES, self._gate)
+            body = await inbound.read(exchange, MESSAGE_BYTES, self._gate, unpacker)
             self._gate.drop(len(body))
             return body
         finally:

@@ -120,7 +120,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
     "request_too_large": ("The body is over the limit.", "Send less."),
     "uri_too_long": ("The request's target is too long.", "Send a shorter one."),
     "headers_too_large": ("The request's head is too large.", "Send fewer or shorter headers."),
-    "unsupported_encoding": ("The request's body is compressed.", "Send it plain."),
+    "unsupported_encoding": (
+        "The request's body is packed in a way that is not read here.",
+        "Send it plain, or in a coding that `Accept-Encoding` names.",
+    ),
     "expectation_failed": ("`Expect` says what nobody here can do.", "Send no such `Expect`."),
     "upgrade_required": ("This path takes a WebSocket.", "Connect one."),
     "internal_error": (

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _Er
 
 from proxy.admission import Gate
 from proxy.body import Body
+from proxy.coding import Unpacker
 from proxy.connection import Flow
 from proxy.errors import (
     BAD_REQUEST,
@@ -131,15 +132,19 @@ class Request:
         """Return whether the client's connection may be used again after this answer."""
         return not self.head.last and self._protocol.reusable
 
-    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> Body:
-        """Return the whole body, whose bytes are then held in *gate*.
+    async def read(
+        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker | None = None
+    ) -> Body:
+        """Return the whole body, as *unpacker* has it, whose bytes are then held in *gate*.
 
         Raises `ProxyError` for a body over *limit* bytes, one that stalls, one that is not framed
-        as HTTP, and one for which there is no room.
+        as HTTP, one that does not unpack, and one for which there is no room.
         """
         announced = self.length or 0
         if announced > limit:
             raise _too_large(limit)
+        if unpacker is not None:
+            return await self._unpacked(exchange, limit, gate, unpacker)
         held = 0
         try:
             if self._payload.is_eof():
@@ -160,6 +165,30 @@ class Request:
             gate.drop(held)
             raise
         exchange.bytes_in = len(body)
+        self._protocol.watch()
+        return body
+
+    async def _unpacked(
+        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker
+    ) -> Body:
+        """Do what `read` does with a body that comes packed: nothing of it is held but its plain text."""
+        body = bytearray()
+        self._continue()
+        try:
+            while packed := await self._piece():
+                exchange.bytes_in += len(packed)
+                if exchange.bytes_in > limit:
+                    raise _too_large(limit)
+                for piece in unpacker.feed(packed):
+                    if len(body) + len(piece) > limit:
+                        raise _too_large(limit)
+                    gate.hold(len(piece))
+                    body += piece
+                    await asyncio.sleep(0)  # to unpack takes time, and others have theirs
+            unpacker.end()
+        except BaseException:
+            gate.drop(len(body))
+            raise
         self._protocol.watch()
         return body
 

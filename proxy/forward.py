@@ -16,6 +16,7 @@ from typing import Protocol
 from proxy.admission import Gate
 from proxy.body import Body, BodyError, Found, find_model
 from proxy.cache import Cache
+from proxy.coding import Unpacker, unpacker_of
 from proxy.config import Snapshot
 from proxy.connection import Upload
 from proxy.dialects import GEMINI, MODELS, REALTIME, family, shape_of
@@ -26,7 +27,6 @@ from proxy.errors import (
     MODEL_NOT_ALLOWED,
     MODEL_NOT_FOUND,
     NOT_FOUND,
-    UNSUPPORTED_ENCODING,
     ProxyError,
     printable,
 )
@@ -53,8 +53,10 @@ MATCHED_CHARS = 256
 class Inbound(Downstream, Caller, Protocol):
     """The client's side of one exchange, as `edge` provides it."""
 
-    async def read(self, exchange: Exchange, limit: int, gate: Gate) -> Body:
-        """Return the whole request body, whose bytes are then held in *gate*."""
+    async def read(
+        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker | None = None
+    ) -> Body:
+        """Return the whole request body, as *unpacker* has it, whose bytes are then held in *gate*."""
 
     async def receive(self, exchange: Exchange) -> bytes:
         """Return the next piece of the request body as it comes, nothing at its end."""
@@ -99,17 +101,22 @@ class Forward:
         goes wrong before the first byte of an answer.
         """
         exchange.key = self.identify(exchange, surface)
-        refuse_encoded(exchange)
+        unpacker = unpacker_of(exchange.headers)
+        if unpacker is not None:
+            exchange.headers = exchange.headers.without(b"content-encoding")
         self._gate.enter()
         try:
-            opened = await self._ask(exchange, surface, inbound)
+            opened = await self._ask(exchange, surface, inbound, unpacker)
             return await self._relay(exchange, opened, inbound)
         finally:
             self._gate.leave()
 
-    async def _ask(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> Opened:
+    async def _ask(
+        self, exchange: Exchange, surface: Surface, inbound: Inbound, unpacker: Unpacker | None
+    ) -> Opened:
         """Read, match and open. The body is let go when this returns, before the answer passes."""
-        body = await inbound.read(exchange, self._snapshot.settings.max_body, self._gate)
+        limit = self._snapshot.settings.max_body
+        body = await inbound.read(exchange, limit, self._gate, unpacker)
         try:
             exchange.read = self._clock()
             if len(body) > LARGE_BYTES:
@@ -334,16 +341,6 @@ def _token(value: bytes) -> bytes:
         return value[7:].strip()
     scheme, _, token = value.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else value
-
-
-def refuse_encoded(exchange: Exchange) -> None:
-    """Refuse a body that is compressed: nothing could be found in it. Raises `ProxyError`."""
-    if b"content-encoding" not in exchange.headers.first:
-        return
-    for coding in exchange.headers.every(b"content-encoding"):
-        if coding.lower() not in (b"", b"identity"):
-            message = "Request bodies must not be compressed: send no Content-Encoding."
-            raise ProxyError(UNSUPPORTED_ENCODING, message)
 
 
 def _may_use(exchange: Exchange, surface: Surface, upstream: Upstream | None) -> Upstream:

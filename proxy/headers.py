@@ -35,6 +35,12 @@ class Headers(tuple[Pair, ...]):
             return []
         return [pair[1] for other, pair in zip(self.names, self, strict=True) if other == name]
 
+    def without(self, name: bytes) -> "Headers":
+        """Return these less all that are called *name* (lower case)."""
+        return Headers(
+            [pair for other, pair in zip(self.names, self, strict=True) if other != name]
+        )
+
 
 HOP_BY_HOP = frozenset(
     {

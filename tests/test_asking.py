@@ -57,10 +57,16 @@ async def test_too_big(proxy: Proxy) -> None:
 
 
 async def test_compressed(proxy: Proxy, upstream: Upstream) -> None:
-    """A compressed message is refused as such, as everywhere."""
-    got = await post(proxy, gzip.compress(said()), headers=[(b"Content-Encoding", b"gzip")])
+    """A packed message is unpacked, within the limit, or refused as such, as everywhere."""
+    packed = [(b"Content-Encoding", b"gzip")]
+    assert (await post(proxy, gzip.compress(said()), headers=packed)).status == 200
+    assert b"The disk is full." in upstream.requests[0].body
+    got = await post(proxy, gzip.compress(said("x" * MESSAGE_BYTES)), headers=packed)
+    refused(got, 413, "request_too_large")
+    refused(await post(proxy, said(), headers=packed), 400, "bad_request")
+    got = await post(proxy, said(), headers=[(b"Content-Encoding", b"br")])
     refused(got, 415, "unsupported_encoding")
-    assert upstream.requests == []
+    assert len(upstream.requests) == 1
 
 
 # What is wrong upstream, in a plain answer

@@ -176,7 +176,8 @@ ROWS = [
         415,
         INVALID,
         "unsupported_encoding",
-        {"headers": [TEAM, (b"Content-Encoding", b"gzip")]},
+        {"headers": [TEAM, (b"Content-Encoding", b"br")]},
+        headers={b"Accept-Encoding": b"gzip, deflate, zstd"},
     ),
     Row(
         "expectation",
@@ -407,7 +408,7 @@ async def test_method_comes_before_key_and_body(
         {"body": chat("x")},
         {"body": chat("dormant")},
         {"body": b"not JSON"},
-        {"body": b"", "headers": [WRONG, (b"Content-Encoding", b"gzip")]},
+        {"body": b"", "headers": [WRONG, (b"Content-Encoding", b"br")]},
         {"path": "/v1/models", "method": "GET"},
         {"path": "/v1/models/x", "method": "GET"},
         {"path": "/v1/responses/compact", "body": b"{}"},

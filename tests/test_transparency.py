@@ -10,6 +10,8 @@ import gzip
 import itertools
 import json
 import re
+import sys
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,6 +26,11 @@ from tests.harness.client import Client
 from tests.harness.proxy import serving
 from tests.harness.upstream import Conn, Received, Upstream
 from tests.test_unrouted import Reading, whole
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Pair = tuple[bytes, bytes]
 PAGE = Path(__file__).parent.parent / "docs" / "edits.md"
@@ -60,6 +67,7 @@ WHENS = {
     "where it holds a key of this proxy",
     "where it says whose list of models is wanted",
     "where it goes by model",
+    "where it goes by model and comes packed",
     "where it goes by path and has one",
     "where it goes by path and comes in chunks",
     "unless the surface says passthrough",
@@ -538,6 +546,11 @@ QUERIES = [
     "?stream=true&model=//v1/v1",
     "?a&&stream=True&=",
 ]
+PACKED: list[tuple[bytes, Callable[[bytes], bytes]]] = [
+    (b"gzip", lambda text: gzip.compress(text, mtime=0)),
+    (b"Deflate", zlib.compress),
+    (b"zstd", zstd.compress),
+]
 CUTS = st.lists(st.integers(0, 3000), max_size=4).map(tuple)
 
 
@@ -618,6 +631,11 @@ def requests(draw: st.DrawFn, road: Road) -> Request:
     lines.insert(draw(st.integers(0, len(lines))), b"AuthoriZation: Bearer " + KEY)
     lines.insert(draw(st.integers(0, len(lines))), b"hOST: localhost")
     body = asked.text
+    packed = road.place in (FORM, "body: model") and draw(st.integers(0, 4)) == 0
+    if packed:
+        coding, pack = draw(st.sampled_from(PACKED))
+        lines.append(b"content-Encoding: " + coding)
+        body = pack(body)
     if draw(st.integers(0, 9)) == 0:
         lines.append(b"Expect: 100-continue")
     framed = b""
@@ -636,6 +654,8 @@ def requests(draw: st.DrawFn, road: Road) -> Request:
     }
     if stream:
         facts.add("where a stream is asked for")
+    if packed:
+        facts.add("where it goes by model and comes packed")
     if road.place != PATH:
         facts.add("where it goes by model")
         if road.model is None:
@@ -940,6 +960,7 @@ def _written(
     facts = WHENS - {
         "where it holds a key of this proxy",
         "where it says whose list of models is wanted",
+        "where it goes by model and comes packed",
         "where it goes by path and has one",
         "where it goes by path and comes in chunks",
         "where a stream is asked for",

@@ -200,7 +200,7 @@ GEMINI_STATUS = {
         ("models/flash:generateContent", {"headers": []}, 401, "invalid_api_key"),
         ("models/flash:generateContent", {"method": "PUT"}, 405, "method_not_allowed"),
         ("models/%FF:generateContent", {}, 400, "invalid_model"),
-        ("models/flash:generateContent", {"headers": [TEAM, (b"Content-Encoding", b"gzip")]}, 415, "unsupported_encoding"),
+        ("models/flash:generateContent", {"headers": [TEAM, (b"Content-Encoding", b"br")]}, 415, "unsupported_encoding"),
         ("models/../x:generateContent", {}, 400, "bad_request"),
         ("models/flash:generateContent?key=sk-wrong", {"headers": []}, 401, "invalid_api_key"),
         ("models/flash:generateContent", {}, 502, "upstream_auth"),
