@@ -125,7 +125,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
         "Send it plain, or in a coding that `Accept-Encoding` names.",
     ),
     "expectation_failed": ("`Expect` says what nobody here can do.", "Send no such `Expect`."),
-    "upgrade_required": ("This path takes a WebSocket.", "Connect one."),
+    "upgrade_required": (
+        "This path takes a WebSocket, or takes none.",
+        "Connect one, or send a POST; `Upgrade` says which.",
+    ),
     "internal_error": (
         "Something went wrong inside the proxy.",
         "Tell the operator, with the request's id.",

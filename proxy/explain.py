@@ -65,7 +65,12 @@ def _explain(
     if dialect is not None:
         lines.append(("path", f"{path}, dialect {dialect.name}"))
         try:
-            model = model or _named(dialect, suffix, query) or "default"
+            model = model or _named(dialect, suffix, query)
+            if dialect is REALTIME and model is None and surface.serves(suffix):
+                upstream = snapshot.unrouted.match(located.base, suffix)
+                if upstream is not None:
+                    return _kept(surface, located, path, query, upstream, lines, "WebSocket")
+            model = model or "default"
             return _routed(snapshot, surface, model, dialect, suffix, query, headers, lines)
         except BodyError as error:
             lines.append(("model", f"400 invalid_model: {error.message}"))
@@ -105,6 +110,7 @@ def _kept(
     query: str,
     upstream: Upstream | None,
     lines: Lines,
+    method: str = "any method",
 ) -> bool:
     """Say what happens to what carries no model."""
     dialect = dialects.family(located.suffix)
@@ -119,7 +125,7 @@ def _kept(
         return False
     lines.append(("keys", "those without a `models` list"))
     target = Target(upstream, timeouts=upstream.timeouts)
-    return _sent(surface, target, dialect, "any method", located.suffix, query, lines)
+    return _sent(surface, target, dialect, method, located.suffix, query, lines)
 
 
 def _routed(

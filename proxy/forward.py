@@ -19,7 +19,7 @@ from proxy.cache import Cache
 from proxy.coding import Unpacker, unpacker_of
 from proxy.config import Snapshot
 from proxy.connection import Upload
-from proxy.dialects import GEMINI, MODELS, REALTIME, family, shape_of
+from proxy.dialects import GEMINI, MODELS, family, shape_of
 from proxy.errors import (
     ENDPOINT_NOT_SUPPORTED,
     INVALID_KEY,
@@ -35,11 +35,11 @@ from proxy.form import boundary_of
 from proxy.form import find_model as find_in_form
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
-from proxy.outbound import CHUNKED, keys_in, length, tokens_of, without_keys
+from proxy.outbound import CHUNKED, WEBSOCKET, keys_in, length, tokens_of, without_keys
 from proxy.relay import Downstream, Relay
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
-from proxy.target import model_in_path, model_in_query, streams
+from proxy.target import model_in_path, model_in_query, names_no_model, streams
 from proxy.tunnel import Caller, Tunnel
 
 LARGE_BYTES = 256 * 1024
@@ -141,13 +141,9 @@ class Forward:
         """
         exchange.dialect = family(exchange.suffix)
         exchange.key = self.identify(exchange, surface)
-        upstream = _may_use(exchange, surface, upstream)
-        exchange.upstream = upstream
+        groups = self._by_path(exchange, surface, upstream)
         exchange.stream = "stream=true" in exchange.query.split("&")
-        whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
-        target = self._whole.setdefault(upstream, whole)
         passthrough = surface.auth == "passthrough"
-        check_able((target,), None, upstream.name, passthrough=passthrough)
         size = inbound.length
         upload, framing = None, b""
         if size is None:
@@ -159,25 +155,24 @@ class Forward:
         self._gate.enter()
         try:
             exchange.read = self._clock()
-            asked = Asked(
-                exchange, (Group((target,)),), passthrough, framing=framing, upload=upload
-            )
+            asked = Asked(exchange, groups, passthrough, framing=framing, upload=upload)
             return await self._relay(exchange, await self._opener.open(asked), inbound)
         finally:
             self._gate.leave()
 
-    async def converse(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> bool:
-        """Answer *exchange*, the beginning of a WebSocket, from an upstream of its route."""
+    async def converse(
+        self, exchange: Exchange, surface: Surface, inbound: Inbound, upstream: Upstream | None
+    ) -> bool:
+        """Answer *exchange*, the beginning of a WebSocket, from an upstream of its route; from *upstream*,
+        where its path carries no model, or it names none. Returns and raises what `handle` does.
+        """
+        by_model = exchange.dialect is not None
+        exchange.dialect = exchange.dialect or family(exchange.suffix)
         exchange.key = self.identify(exchange, surface)
         self._gate.enter()
         try:
-            found = _find(exchange, b"")
-            route, groups = self._match(exchange, surface, found.model)
-            passthrough = surface.auth == "passthrough"
-            name = "default" if found.model is None else found.model
-            opened = await self._opener.open(
-                Asked(exchange, groups, passthrough, route, name, found, upgrade=True)
-            )
+            found = _find(exchange, b"") if by_model else None
+            opened = await self._opener.open(self._meant(exchange, surface, found, upstream))
             if opened.connection.status != 101:
                 return await self._relay(exchange, opened, inbound)
             timeouts = opened.choice.target.timeouts
@@ -188,6 +183,37 @@ class Forward:
             return False
         finally:
             self._gate.leave()
+
+    def _meant(
+        self,
+        exchange: Exchange,
+        surface: Surface,
+        found: Found | None,
+        upstream: Upstream | None,
+    ) -> Asked:
+        """Match the beginning of a WebSocket in which a model may be *found*. Raises `ProxyError`."""
+        passthrough = surface.auth == "passthrough"
+        if upstream is not None and (found is None or found.model is None):
+            groups = self._by_path(exchange, surface, upstream)
+            return Asked(exchange, groups, passthrough, framing=WEBSOCKET, upgrade=True)
+        assert found is not None
+        if found.model is None and names_no_model(exchange.query):
+            message = "A session of this kind goes by path, and no upstream is named for it."
+            raise ProxyError(NOT_FOUND, message)
+        route, groups = self._match(exchange, surface, found.model)
+        name = "default" if found.model is None else found.model
+        return Asked(exchange, groups, passthrough, route, name, found, upgrade=True)
+
+    def _by_path(
+        self, exchange: Exchange, surface: Surface, upstream: Upstream | None
+    ) -> tuple[Group, ...]:
+        """Return where *exchange*, which carries no model, goes: to *upstream*. Raises `ProxyError`."""
+        upstream = exchange.upstream = _may_use(exchange, surface, upstream)
+        whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
+        target = self._whole.setdefault(upstream, whole)
+        passthrough = surface.auth == "passthrough"
+        check_able((target,), None, upstream.name, passthrough=passthrough)
+        return (Group((target,)),)
 
     # Identify
 
@@ -325,8 +351,8 @@ def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:
         if name in surface.accept:
             value = headers[index][1]
             yield _token(value) if name == b"authorization" else value
-    if exchange.dialect is REALTIME and b"authorization" in surface.accept:
-        yield from tokens_of(exchange.headers)
+    if b"sec-websocket-protocol" in headers.first and b"authorization" in surface.accept:
+        yield from tokens_of(headers)
     native = exchange.dialect is GEMINI or shape_of(exchange.path) == "gemini"
     if native and b"x-goog-api-key" in surface.accept:
         yield from keys_in(exchange.query)

@@ -38,13 +38,14 @@ class Endpoint:
     returns whether the client's connection may be used again.
 
     An *always_open* one answers whatever the request's Host, and is logged at debug level. One that
-    *upgrades* answers WebSockets, and nothing else.
+    *upgrades* takes WebSockets, and, if not *plain*, nothing else.
     """
 
     methods: tuple[str, ...]
     handle: Callable[[Exchange, Request], Awaitable[bool]]
     always_open: bool = False
     upgrades: bool = False
+    plain: bool = True
 
 
 Place = tuple[Endpoint, Located | None]
@@ -193,8 +194,8 @@ class Frame:
             if exchange.method == "OPTIONS":
                 return PREFLIGHT
         found = self._look_up(exchange.method, exchange.path)
-        if request.head.upgrade and (found is None or not found[0].upgrades):
-            raise ProxyError(BAD_REQUEST, "There is no upgrade to another protocol here.")
+        if request.head.websocket:
+            self._check_websocket(exchange, request, found)
         if found is None:
             raise ProxyError(NOT_FOUND, "There is nothing at this path.")
         endpoint, located = found
@@ -205,8 +206,9 @@ class Frame:
             allowed = ", ".join(endpoint.methods)
             message = f"This path takes {allowed}."
             raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
-        if endpoint.upgrades:
-            self._check_upgrade(exchange, request)
+        if not endpoint.plain and not request.head.websocket:
+            wanted = (("Upgrade", "websocket"),)
+            raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
         if expect is not None and expect.lower() != b"100-continue":
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         as_written = exchange.path is request.head.path  # and not taken out of an absolute form
@@ -251,14 +253,24 @@ class Frame:
         if (not known and is_unsafe(exchange.path)) or "#" in head.message.path:
             raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
 
-    def _check_upgrade(self, exchange: Exchange, request: Request) -> None:
-        """Refuse what is not the beginning of a WebSocket (RFC 6455 section 4.2.1)."""
-        if not request.head.upgrade or exchange.http10:  # RFC 9110 section 7.8
-            wanted = (("Upgrade", "websocket"),)
-            raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
-        protocol = exchange.headers.first.get(b"upgrade", b"")
-        if protocol.lower() != b"websocket" or request.length != 0:
-            raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, without a body.")
+    def _check_websocket(self, exchange: Exchange, request: Request, found: Place | None) -> None:
+        """Refuse a WebSocket where there is none, and what two readers could take for one and for none
+        (RFC 6455 section 4.2.1). Any other Upgrade is nobody's business (RFC 9110 section 7.8).
+        """
+        method, path = exchange.method, exchange.path
+        if method != "GET" and found is not None and method not in found[0].methods:
+            return  # which is said first
+        if method != "GET" or request.length != 0:
+            raise ProxyError(BAD_REQUEST, "A WebSocket begins with a GET, without a body.")
+        posted = self._look_up("POST", path)
+        if posted is not None and "POST" in posted[0].methods and not posted[0].upgrades:
+            wanted = (("Upgrade", "HTTP/1.1"),)  # RFC 9110 section 15.5.22
+            message = "This path takes no WebSocket: send a POST."
+            raise ProxyError(UPGRADE_REQUIRED, message, headers=wanted, close=True)
+        if found is None or not found[0].upgrades:
+            raise ProxyError(NOT_FOUND, "There is no WebSocket at this path.", close=True)
+        if [one.lower() for one in exchange.headers.every(b"upgrade")] != [b"websocket"]:
+            raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, and nothing else.")
 
     def _check_origin(self, exchange: Exchange, request: Request) -> None:
         """Refuse what a web page could make a browser send to a surface that asks for no key."""

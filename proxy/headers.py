@@ -67,6 +67,7 @@ _REQUEST_DROPPED = HOP_BY_HOP | {
     b"content-length",
     b"expect",
     b"forwarded",
+    b"http2-settings",
     b"via",
     b"cookie",
 }

@@ -29,8 +29,9 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNOREC
 class Head:
     """The head of a request, which may be that of many requests: all but the length of their bodies.
 
-    *last*: no other request may follow on the connection. *learnt* is what was found out about it, by
-    those who did, for the next time; they answer for its being true then.
+    *last*: no other request may follow on the connection. *websocket*: it asks for one, among what else
+    it would change to. *learnt* is what was found out about it, by those who did, for the next time;
+    they answer for its being true then.
     """
 
     __slots__ = (
@@ -43,7 +44,7 @@ class Head:
         "method",
         "path",
         "query",
-        "upgrade",
+        "websocket",
     )
 
     def __init__(self, message: RawRequestMessage) -> None:
@@ -53,11 +54,20 @@ class Head:
         self.headers = Headers(message.raw_headers)
         self.http10 = message.version < HttpVersion11
         self.chunked = bool(message.chunked)
-        self.upgrade = bool(message.upgrade)
+        # HTTP/1.0 knows no Upgrade, nor does who does not name it in Connection (RFC 9110 section 7.8).
+        upgrades = bool(message.upgrade)
+        offered = self.headers.every(b"upgrade") if upgrades and not self.http10 else []
+        self.websocket = b"websocket" in _tokens(offered)
         # After a chunked request, aiohttp's parser makes its last trailer a header of the next
-        # request on the connection (3.14.5), so there must be no next one.
-        self.last = message.should_close or self.chunked or self.upgrade or self.http10
+        # request on the connection (3.14.5), so there must be no next one. Nor is there one behind an
+        # Upgrade, taken or not: somebody in front may read what follows otherwise than we do.
+        self.last = message.should_close or self.chunked or upgrades or self.http10
         self.learnt: Cache[object, Any] = Cache(LEARNT_BYTES)
+
+
+def _tokens(values: list[bytes]) -> list[bytes]:
+    """Return the items of a header that is a list, written in *values*, in lower case."""
+    return [one.strip(b" \t").lower() for value in values for one in value.split(b",")]
 
 
 class Heads:

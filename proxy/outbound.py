@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
-from proxy.dialects import REALTIME, Dialect
+from proxy.dialects import Dialect
 from proxy.headers import Pair, find, lines, outbound
 from proxy.keys import KeyRing
 from proxy.routes import Base, Origin, Upstream
@@ -85,7 +85,7 @@ def sign(
         drop=drop if hidden is None else drop | {hidden},
         defaults=tuple(defaults),
         passthrough=passthrough,
-        tokens=dialect is REALTIME and not passthrough,
+        tokens=not passthrough,
     )
 
 

@@ -176,7 +176,7 @@ class Running:
             surface,
             snapshot.unrouted,
             llm=llm.endpoint(forward, surface),
-            realtime=llm.realtime(forward, surface),
+            realtime=partial(llm.realtime, forward, surface),
             models=models.endpoint(forward, surface, snapshot),
             kept=partial(kept.endpoint, forward, surface),
             hooks=hooks.endpoint(Asking(self._opener, self.gate), surface, snapshot),

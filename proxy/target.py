@@ -41,6 +41,14 @@ def model_in_query(query: str) -> str | None:
     return _decoded(found[0].partition("=")[2].replace("+", " ")) if found else None
 
 
+def names_no_model(query: str) -> bool:
+    """Return whether *query* asks for a kind of session that has no model in its query: one that only
+    transcribes, whose model is said later, or one that joins a call, which has its own.
+    """
+    names = {unquote_to_bytes(part.partition("=")[0]) for part in query.split("&")}
+    return not names.isdisjoint({b"intent", b"call_id"})
+
+
 def query_for(query: str, model: str) -> str:
     """Return *query* with *model* in the place of the one it names, at its end if it names none."""
     ours = f"model={quote(model, safe=_SAFE, errors='surrogateescape')}"

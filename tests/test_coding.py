@@ -112,7 +112,7 @@ def test_window() -> None:
     """A stream of zstd that looks back over more than 8 MiB would need as much memory: it is refused."""
     text = NOISE.randbytes(100_000)
     for log, works in ((23, True), (24, False), (27, False)):
-        options = {
+        options: dict[int, int] = {
             zstd.CompressionParameter.window_log: log,
             zstd.CompressionParameter.content_size_flag: 0,
         }

@@ -225,10 +225,10 @@ HEADS = {
     "CONNECT, a path": started(b"CONNECT /v1/chat/completions HTTP/1.1", HOST, LENGTH, body=b"{}"),
     "upgrade with a body": lines(HOST, *UPGRADE, b"Content-Length: %d" % len(INNER), body=INNER),
     "upgrade in chunks": lines(HOST, *UPGRADE, b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
-    "upgrade of a GET": started(b"GET /v1/chat/completions HTTP/1.1", HOST, *UPGRADE),
-    "upgrade elsewhere": started(b"GET /v1/models HTTP/1.1", HOST, *UPGRADE),
-    "h2c": lines(HOST, *H2C, LENGTH, body=b"{}"),
-    "h2c of a GET": started(b"GET /v1/models HTTP/1.1", HOST, *H2C),
+    "upgrade without a body": lines(HOST, *UPGRADE),
+    "upgrade to either": lines(HOST, UPGRADE[0], b"Upgrade: h2c, websocket", LENGTH, body=b"{}"),
+    "upgrade twice": lines(HOST, *H2C, UPGRADE[1], b"Content-Length: %d" % len(INNER), body=INNER),
+    "upgrade of a GET with a body": started(b"GET /v1/models HTTP/1.1", HOST, *UPGRADE, LENGTH, body=b"{}"),
     # in which protocol
     "PRI": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
     "HTTP/2.0": started(b"POST /v1/chat/completions HTTP/2.0", HOST, LENGTH, body=b"{}"),
@@ -354,6 +354,10 @@ WHOLE = {
     "empty lines before": b"\r\n\r\n" + sized(b"Content-Length: %d" % len(ONE), ONE),
     "empty value": lines(HOST, b"X:", b"Content-Length: %d" % len(ONE), body=ONE),
     "a request for a body": sized(b"Content-Length: %d" % len(INNER), INNER),
+    "h2c": lines(HOST, *H2C, b"Content-Length: %d" % len(ONE), body=ONE),
+    "h2c in chunks": lines(HOST, *H2C, b"Transfer-Encoding: chunked", body=chunk(ONE) + b"0\r\n\r\n"),
+    "TLS/1.0": lines(HOST, H2C[0], b"Upgrade: TLS/1.0, h2c", b"Content-Length: %d" % len(ONE), body=ONE),
+    "h2c, not in Connection": lines(HOST, H2C[1], b"Content-Length: %d" % len(ONE), body=ONE),
 }  # fmt: skip
 
 
@@ -393,6 +397,34 @@ async def test_one_reading_and_another(gate: Proxy, upstream: Upstream, form: st
         else:
             assert (await client.answer()).status == 200
             assert [seen.body for seen in upstream.requests] == [ONE, chat(text="two")]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (started(b"GET /v1/chat/completions HTTP/1.1", HOST, *UPGRADE), 426),
+        (started(b"GET /v1/models HTTP/1.1", HOST, *UPGRADE), 404),
+        (started(b"GET /v1/models HTTP/1.1", HOST, *H2C), 200),
+        (lines(HOST, *H2C, b"Content-Length: %d" % len(INNER), body=INNER), 400),
+    ],
+    ids=["426", "404", "200", "400"],
+)
+async def test_behind_an_upgrade(
+    gate: Proxy, upstream: Upstream, text: bytes, status: int, apart: bool
+) -> None:
+    """What stands behind an Upgrade that was not taken is no request, in the same packet or in others."""
+    async with await Client.connect(gate.port) as client:
+        for packet in [text, SMUGGLED] if apart else [text + SMUGGLED]:
+            await client.send(packet)
+            await asyncio.sleep(0)
+        got = await client.answer()
+        assert (got.status, got.whole) == (status, True)
+        assert got.value(b"connection") == b"close"
+        assert await client.closed() == b""
+    await gate.record()
+    assert upstream.requests == []
+    assert len(gate.records()) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import trustme
+from openai import AsyncOpenAI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
@@ -1258,14 +1259,15 @@ ODD: dict[str, tuple[bytes, int, str]] = {
             method="GET",
             headers=[SIGNED, (b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c")],
         ),
-        400,
-        "bad_request",
+        426,
+        "upgrade_required",
     ),
-    "another path": (handshake("/v1/chat/completions"), 400, "bad_request"),
     "another path, POST": (handshake("/v1/chat/completions", method="POST"), 400, "bad_request"),
-    "the models": (handshake("/v1/models"), 400, "bad_request"),
-    "health": (handshake("/health"), 400, "bad_request"),
-    "nowhere": (handshake("/nowhere"), 400, "bad_request"),
+    "the models": (handshake("/v1/models"), 404, "not_found"),
+    "health": (handshake("/health"), 404, "not_found"),
+    "nowhere": (handshake("/nowhere"), 404, "not_found"),
+    "upgrade twice": (handshake(headers=[SIGNED, (b"Upgrade", b"websocket")]), 400, "bad_request"),
+    "and another": (handshake(headers=[SIGNED, (b"Upgrade", b"h2c")]), 400, "bad_request"),
     "with POST": (handshake(method="POST"), 405, "method_not_allowed"),
     "with a body": (handshake(body=b"abc"), 400, "bad_request"),
     "with chunks": (
@@ -1294,6 +1296,47 @@ async def test_no_websocket(front: Proxy, upstream: Upstream, what: str) -> None
     assert upstream.connections == []
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/responses", "/api/v1/chat/completions", "/v1/messages", "/hooks/x"]
+)
+@pytest.mark.parametrize("offer", [b"websocket", b"WebSocket", b"h2c, websocket"])
+@pytest.mark.parametrize("signed", [True, False])
+async def test_where_a_post_is_taken(
+    upstream: Upstream, path: str, offer: bytes, signed: bool
+) -> None:
+    """A WebSocket where a POST is taken is told so at once, with the Upgrade header that RFC 9110
+    section 15.5.22 demands, before the key is looked at, and even where [unrouted] serves a GET.
+    """
+    more = '[unrouted]\n"responses" = "up"\n"*" = "up"'
+    async with serving(to(upstream.url, more=more)) as proxy:
+        headers = [(name, offer if name == b"Upgrade" else value) for name, value in UPGRADE]
+        headers += [SIGNED] if signed else []
+        async with await Client.connect(proxy.port) as client:
+            await client.send(request(path=path, method="GET", headers=headers) + b"\x81\x00")
+            got = await client.answer()
+            assert await client.closed() == b""
+        assert (got.status, got.whole) == (426, True)
+        assert got.values(b"upgrade") == [b"HTTP/1.1"]
+        assert got.values(b"connection") == [b"close"]
+        told = got.json()["error"]
+        assert "POST" in told["message"]
+        assert ("code" in told) == (path != "/v1/messages")
+        assert (await proxy.record())["status"] == 426
+        assert upstream.connections == []
+
+
+async def test_the_sdk_is_told_so(upstream: Upstream) -> None:
+    """The SDK's `responses.connect()` learns at once, and from the status, that it is to send a POST."""
+    async with serving(to(upstream.url)) as proxy:
+        client = AsyncOpenAI(api_key=KEY, base_url=f"{proxy.url}/v1", max_retries=0)
+        with pytest.raises(InvalidStatus) as caught:
+            async with asyncio.timeout(2), client.responses.connect():
+                pass
+        await client.close()
+    assert caught.value.response.status_code == 426
+    assert upstream.connections == []
+
+
 async def test_http_1_0(front: Proxy, upstream: Upstream) -> None:
     """HTTP/1.0 knows no upgrade (RFC 9110 section 7.8): there is no 101 for it."""
     got = await refused(front, version="1.0")
@@ -1316,6 +1359,95 @@ async def test_unrouted(upstream: Upstream) -> None:
             pass
         assert upstream.requests[-1].target == "/v1/realtime?model=gpt-realtime"
         await proxy.record(4)
+
+
+NO_MODEL = ["?intent=transcription", "?call_id=rtc_1", "", "?a=model&call_id"]
+
+
+@pytest.mark.parametrize("query", NO_MODEL)
+@pytest.mark.parametrize("prefix", ["realtime", "*"])
+async def test_session_without_a_model(upstream: Upstream, query: str, prefix: str) -> None:
+    """A session that names no model goes by path, with no model added, and passes like any other."""
+    heard = Heard()
+    upstream.will(session(heard))
+    more = f'"default" = "up/x"\n[unrouted]\n"{prefix}" = "up"'
+    async with serving(to(upstream.url, more=more)) as proxy:
+        async with opened(proxy, handshake(f"/v1/realtime{query}")) as client:
+            await client.send(frame(b"hello"))
+            await heard.all(11)
+            await client.send(frame(b"", Opcode.CLOSE))
+        (seen,) = upstream.requests
+        assert seen.target == f"/v1/realtime{query}"
+        assert seen.value(b"authorization") == OURS
+        assert seen.value(b"upgrade") == b"websocket"
+        record = await proxy.record()
+        assert (record["upstream"], record["model"], record["status"]) == ("up", None, 101)
+
+
+@pytest.mark.parametrize("query", ["?intent=transcription", "?%63all_id=rtc_1"])
+async def test_session_that_goes_nowhere(upstream: Upstream, query: str) -> None:
+    """No model is added to a session of a kind that has none: without [unrouted] there is none."""
+    async with serving(to(upstream.url, more='"default" = "up/x"')) as proxy:
+        got = await refused(proxy, f"/v1/realtime{query}")
+        assert (got.status, got.code) == (404, "not_found")
+        assert upstream.connections == []
+
+
+async def test_session_without_a_model_is_for_few(upstream: Upstream) -> None:
+    """A key that is for some models only may not open a session that names none."""
+    more = """
+[unrouted]
+"*" = "up"
+[keys.narrow]
+secret = "tl-narrow-0123456789"
+models = ["rt"]
+"""
+    async with serving(to(upstream.url, keys=False, more=more)) as proxy:
+        for path in ("/v1/realtime?intent=transcription", "/v1/listen?model=rt"):
+            narrow = [(b"Authorization", b"Bearer tl-narrow-0123456789")]
+            got = await refused(proxy, path, headers=narrow)
+            assert (got.status, got.code) == (403, "model_not_allowed")
+        assert upstream.connections == []
+
+
+@pytest.mark.parametrize("token", [True, False])
+async def test_other_paths(upstream: Upstream, token: bool) -> None:
+    """A WebSocket at any other path of [unrouted] is relayed, its query untouched, with our credential."""
+    heard = Heard()
+    upstream.will(session(heard, first=b"\x82\x01!"))
+    protocol = f"deepgram, {TOKEN}" if token else "deepgram"
+    headers = [(b"Sec-WebSocket-Protocol", protocol.encode())] + ([] if token else [SIGNED])
+    path = "/v1/listen?model=nova&encoding=linear16"
+    async with serving(to(upstream.url, more='[unrouted]\n"listen" = "up"')) as proxy:
+        async with opened(proxy, handshake(path, headers)) as client:
+            assert await client.reader.readexactly(3) == b"\x82\x01!"
+            await client.send(frame(b"hello"))
+            await heard.all(11)
+            await client.send(frame(b"", Opcode.CLOSE))
+        (seen,) = upstream.requests
+        assert seen.target == path
+        assert seen.value(b"authorization") == OURS
+        assert seen.value(b"sec-websocket-protocol") == b"deepgram"
+        assert KEY.encode() not in seen.head
+        record = await proxy.record()
+        assert (record["path"], record["outcome"]) == ("/v1/listen", "ok")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+async def test_other_paths_with_a_body(upstream: Upstream, method: str) -> None:
+    """What begins like a WebSocket and is none is refused there too: two could read it as two things."""
+    async with serving(to(upstream.url, more='[unrouted]\n"listen" = "up"')) as proxy:
+        for sent in (
+            handshake("/v1/listen", method=method, body=b"abc"),
+            handshake("/v1/listen", method=method),
+            handshake("/v1/listen", body=b"abc"),
+            handshake("/v1/listen", [SIGNED, (b"Upgrade", b"h2c")]),
+        ):
+            async with await Client.connect(proxy.port) as client:
+                await client.send(sent)
+                got = await client.answer(seconds=5)
+            assert (got.status, got.code) == (400, "bad_request")
+        assert upstream.connections == []
 
 
 # Surfaces

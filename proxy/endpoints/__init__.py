@@ -15,7 +15,7 @@ def table(
     unrouted: Unrouted,
     *,
     llm: Endpoint,
-    realtime: Endpoint,
+    realtime: Callable[[Upstream | None], Endpoint],
     models: Endpoint,
     kept: Callable[[Upstream], Endpoint],
     hooks: Endpoint,
@@ -24,10 +24,13 @@ def table(
 ) -> Find:
     """Return the look-up of *surface*: *fixed* paths first, then what stands below its base paths.
 
-    *kept* makes the endpoint of what is kept at an upstream; *probe* answers a HEAD at the base paths
+    *kept* makes the endpoint of what is kept at an upstream, *realtime* that of sessions, which go to an
+    upstream, if there is one, where they name no model; *probe* answers a HEAD at the base paths
     themselves, which is how clients look whether anybody is there.
     """
     at_upstreams = {name: kept(upstream) for name, upstream in unrouted.names().items()}
+    sessions = {name: realtime(upstream) for name, upstream in unrouted.names().items()}
+    by_model = realtime(None)
     bases = {base + slash for base in ("", *surface.base_paths) for slash in ("", "/")}
 
     def find(method: str, path: str) -> tuple[Endpoint, Located | None] | None:
@@ -43,7 +46,10 @@ def table(
 
     def _below(method: str, located: Located) -> tuple[Endpoint, Located] | None:
         dialect, suffix = located.dialect, located.suffix
-        carries = realtime if dialect is REALTIME else llm
+        upstream = unrouted.match(located.base, suffix) if surface.serves(suffix) else None
+        carries = llm
+        if dialect is REALTIME:
+            carries = by_model if upstream is None else sessions[upstream.name]
         if dialect is not None and method in carries.methods:
             return carries, located
         listing = suffix == "models" or suffix.startswith("models/")
@@ -51,7 +57,6 @@ def table(
             return None
         if listing and method in models.methods:
             return models, replace(located, dialect=None)
-        upstream = unrouted.match(located.base, suffix) if surface.serves(suffix) else None
         if upstream is not None:
             return at_upstreams[upstream.name], replace(located, dialect=None)
         if dialect is not None:

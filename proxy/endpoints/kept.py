@@ -16,6 +16,8 @@ def endpoint(forward: Forward, surface: Surface, upstream: Upstream) -> Endpoint
     """Return what answers from *upstream*."""
 
     def handle(exchange: Exchange, request: Request) -> Awaitable[bool]:
+        if request.head.websocket:
+            return forward.converse(exchange, surface, request, upstream)
         return forward.carry(exchange, surface, request, upstream)
 
-    return Endpoint(METHODS, handle)
+    return Endpoint(METHODS, handle, upgrades=True)

@@ -6,6 +6,7 @@ from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Endpoint
+from proxy.routes import Upstream
 from proxy.surfaces import Surface
 
 
@@ -18,10 +19,10 @@ def endpoint(forward: Forward, surface: Surface) -> Endpoint:
     return Endpoint(("POST",), handle)
 
 
-def realtime(forward: Forward, surface: Surface) -> Endpoint:
-    """Return what answers a WebSocket."""
+def realtime(forward: Forward, surface: Surface, upstream: Upstream | None) -> Endpoint:
+    """Return what answers a WebSocket, by its model, and by its path, from *upstream*, if it has none."""
 
     def handle(exchange: Exchange, request: Request) -> Awaitable[bool]:
-        return forward.converse(exchange, surface, request)
+        return forward.converse(exchange, surface, request, upstream)
 
-    return Endpoint(("GET",), handle, upgrades=True)
+    return Endpoint(("GET",), handle, upgrades=True, plain=False)

@@ -60,6 +60,14 @@ def test_documented_stream(team: Proxy) -> None:
     assert len(events) == 8  # the role, four words, the reason, the end, and nothing behind it
 
 
+def test_offers_http_2(team: Proxy) -> None:
+    """`curl --http2` offers h2c on its first request: that is answered as it stands, and so is the next."""
+    both = arguments(team, "default", "--http2")
+    done = run([*both, "--next", *both[1:]])
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"You said: Hello") == 2
+
+
 def test_documented_error(team: Proxy) -> None:
     """The error that the sandbox's page shows comes with its status and its hint."""
     done = run(documented("docs/sandbox.md", "sandbox/429", team))

@@ -148,26 +148,40 @@ async def pipelined(at: At) -> None:
         assert (await caller.answer()).body == body
 
 
-UPGRADES: dict[str, bytes] = {
-    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket",
-    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
-}
+WEBSOCKET: list[Pair] = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+H2C: list[Pair] = [
+    (b"Connection", b"Upgrade, HTTP2-Settings"),
+    (b"Upgrade", b"h2c"),
+    (b"HTTP2-Settings", b"AAMAAABkAAQAAP__"),
+]
 
 
-@case("A13", forms={**UPGRADES, "PRI": b"", "TLS": b""})
-async def upgrades(at: At, lines: bytes) -> None:
-    """There is no other protocol here, and what would be its first bytes is no request."""
+@case("A13", forms={kind: kind for kind in ("websocket", "probe", "h2c", "PRI", "TLS")})
+async def upgrades(at: At, kind: str) -> None:
+    """No other protocol is spoken here: what offers one is served without (h2c), sent elsewhere (a
+    WebSocket) or refused, and what would be its first bytes is no request.
+    """
     inner = request(at.body(), headers=[at.key])
-    if lines:
-        name, _, value = lines.partition(b": ")
-        text = request(inner, headers=[at.key, (name, value)])
-    elif at.lines == 0 and at["A"].heard == []:
-        text = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + inner
-        await _refused(at, text)
-        text = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x11" * 64 + b"\r\n\r\n" + inner
+    if kind == "websocket":
+        await _refused(at, request(inner, headers=[at.key, *WEBSOCKET]))
+    elif kind == "probe":
+        text = request(path="/v1/responses", headers=WEBSOCKET, method="GET")
+        await _refused(at, text + inner, 426)
+    elif kind == "PRI":
+        await _refused(at, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + inner)
+    elif kind == "TLS":
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x11" * 64
+        await _refused(at, hello + b"\r\n\r\n" + inner)
     else:
-        raise AssertionError
-    await _refused(at, text)
+        body = at.body()
+        caller = await at.connect()
+        await caller.send(at.request(body, H2C) + inner)
+        assert (await caller.answer()).body == OK
+        assert await caller.closed() == b""
+        (heard,) = at["A"].heard
+        assert heard.request.body == body
+        assert heard.request.value(b"http2-settings") is None
+        return
     assert at["A"].heard == []
 
 
