@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,10 +15,22 @@ from tests.harness.upstream import Upstream
 
 pytest_plugins = ["tests.faces.report"]
 
+THOROUGH = {
+    "bench", "clients", "faces", "faults", "fuzz",
+    "test_bench.py", "test_heads_differential.py", "test_load.py", "test_pages.py",
+}  # fmt: skip
+"""Directories and files that `--quick` leaves out: what takes long, and what tries the clients more than us."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the slow tests too")
+    parser.addoption("--quick", action="store_true", help="run what takes two minutes, all in all")
     parser.addoption("--no-skips", action="store_true", help="let a skipped test fail the run")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    quick = config.getoption("--quick")
+    return True if quick and collection_path.name in THOROUGH else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

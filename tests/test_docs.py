@@ -1,6 +1,11 @@
-"""What the documentation shows works: every TOML block of it is a file that `check` passes."""
+"""What the documentation shows works: every TOML block of it is a file that `check` passes, and every
+`trunkline` line does what it says.
+"""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,3 +159,86 @@ def test_blocks_are_read(tmp_path: Path, ca: Path) -> None:
     routes = '[routes]\nm = "openai/x"\n'
     assert problems(good + routes, tmp_path, ca) == ""
     assert "unknown key" in problems("x = 1\n" + good + routes, tmp_path, ca)
+
+
+# Command lines
+
+_CODE = re.compile(r"^[ \t]*```(?:sh|console)\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`([^`\n]*\btrunkline [^`\n]*)`")
+_SYNOPSIS = re.compile(r"…|\[|\b[A-Z]{2,}\b(?!_)")
+ENV = {
+    "ANTHROPIC_API_KEY": "sk-ant-0123456789abcdef",
+    "GPU_KEY": "sk-gpu-0123456789abcdef",
+    "OPENAI_API_KEY": "sk-0123456789abcdef",
+    "OLD_KEY": "sk-old-0123456789abcdef",
+    "TEAM_KEY": "sk-team-0123456789abcdef",
+}
+"""What an operator has set who does what the pages say."""
+
+
+def commands(content: str) -> Iterator[str]:
+    """Yield the command lines with `trunkline` in *content*: those of code, after the prompt where there is
+    one, and those in the text that are no mere synopsis.
+    """
+    for block in _CODE.findall(content):
+        prompted = re.findall(r"^\s*\$ (.*)$", block, re.MULTILINE)
+        for line in prompted or block.splitlines():
+            if re.search(r"(?:^|\| )trunkline ", line):
+                yield line.partition(" #")[0].strip()
+    for code in _INLINE.findall(content):
+        line = code.replace(r"\|", "|")
+        if not _SYNOPSIS.search(re.sub(r"\$[A-Z_]+", "", line)):
+            yield line
+
+
+COMMANDS = sorted(
+    {line for page in (*pages(), *EXAMPLES) for line in commands(page.read_text("utf-8"))}
+)
+
+
+def _isolated() -> tuple[str, ...]:
+    """Return what runs a command in a network of its own, nothing where that cannot be had."""
+    for unshare in (("unshare", "--net", "--mount"), ("unshare", "--net", "--mount", "-r")):
+        try:
+            done = subprocess.run([*unshare, "true"], capture_output=True, check=False)
+        except OSError:
+            return ()
+        if done.returncode == 0:
+            return unshare
+    return ()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line: str, tmp_path: Path) -> None:
+    """A line that a page prints runs as it is printed, in a directory with README's own file: what serves
+    is asked, what asks is answered.
+    """
+    isolated = _isolated()
+    if not isolated:
+        pytest.skip("there are no namespaces to be had here (unshare)")
+    assert (Path(sys.executable).parent / "trunkline").exists(), "scripts/venv has not installed it"
+    readme = next(block for block in BLOCKS if block.file.name == "README.md")
+    (tmp_path / "routes.toml").write_text(readme.text)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    done = subprocess.run(
+        [*isolated, sys.executable, "-m", "tests.printed", line],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **ENV},
+        input=ENV["OLD_KEY"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_are_found() -> None:
+    """Each verb is shown somewhere, and what is only a synopsis is not taken for a command."""
+    verbs = {line.split("trunkline ")[1].split()[0] for line in COMMANDS}
+    assert verbs == {"bench", "check", "explain", "health", "keys", "presets", "routes", "serve"}
+    assert [*commands("`trunkline a B` `trunkline keys new NAME [-x]` `x \\| trunkline y`")] == [
+        "trunkline a B",
+        "x | trunkline y",
+    ]
+    assert [*commands("```console\n$ trunkline a  # b\ntrunkline said\n```\n")] == ["trunkline a"]
