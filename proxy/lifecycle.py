@@ -6,8 +6,11 @@ everything ends at once. SIGHUP reads the file anew.
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -16,6 +19,7 @@ from aiohttp.http_parser import HttpRequestParser
 
 from proxy import __version__
 from proxy.config import ConfigError, Snapshot, takes_restart
+from proxy.control import answering
 from proxy.server import CannotListen, Running, serve
 from proxy.signals import came
 from proxy.sinks import Log
@@ -71,8 +75,10 @@ async def _run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready)
     try:
         async with serve(snapshot) as running:
             beginning = None
-            ready(running.addresses[snapshot.surfaces[0].name][0])
-            await _serve(running, reload, stop, now, again)
+            file = Path(snapshot.file)
+            async with answering(file, partial(_answer, running), running.log.events.warning):
+                ready(running.addresses[snapshot.surfaces[0].name][0])
+                await _serve(running, reload, stop, now, again)
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
@@ -98,6 +104,33 @@ async def _serve(
     running.log.events.info("draining", inflight=running.gate.inflight)
     await unless(now, _leave(running))
     running.log.events.info("stopped")
+
+
+async def _answer(running: Running, name: str, value: Any) -> Any:
+    """Answer a question of the control socket. That it is answered says that the loop turns."""
+    del value
+    match name:
+        case "health":
+            leaving = running.gate.leaving or running.gate.draining
+            return health("leaving" if leaving else "ok", _addresses(running))
+        case _:
+            raise ValueError(f'there is no question "{name}"')
+
+
+def health(status: str, addresses: Iterable[Address]) -> dict[str, Any]:
+    """Return what `trunkline health` is told: `ok`, `leaving` (its last answers are on their way), or
+    what it is instead; and where we listen.
+    """
+    return {
+        "status": status,
+        "version": __version__,
+        "pid": os.getpid(),
+        "listen": [str(address) for address in addresses],
+    }
+
+
+def _addresses(running: Running) -> list[Address]:
+    return [a for addresses in running.addresses.values() for a in addresses]
 
 
 def tune_gc() -> None:
@@ -176,8 +209,7 @@ def note(log: Log, context: dict[str, Any]) -> None:
 
 
 def _announce(running: Running, event: str = "ready", **further: object) -> None:
-    addresses = [a for addresses in running.addresses.values() for a in addresses]
-    announce(running.log, running.snapshot, addresses, event, **further)
+    announce(running.log, running.snapshot, _addresses(running), event, **further)
 
 
 def announce(

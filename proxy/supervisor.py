@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -20,12 +21,14 @@ import uvloop
 from proxy.channel import Channel, Failed, Gone
 from proxy.children import Children
 from proxy.config import Snapshot, Source, takes_restart
+from proxy.control import answering
 from proxy.handover import Dealer, Recipient, release
 from proxy.lifecycle import (
     CannotStart,
     Ready,
     announce,
     check_parser,
+    health,
     in_time,
     note,
     report,
@@ -123,6 +126,7 @@ class _Supervisor:
         self._pauses = [0.0] * plan.count  # before the next worker begins there
         self._dealer = Dealer(self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
 
     async def run(self, ready: Ready) -> None:
         """Serve until a signal says to stop."""
@@ -137,6 +141,19 @@ class _Supervisor:
         await unless(stop, self._begin())
         if stop.is_set():
             return
+        file = Path(self._snapshot.file)
+        async with answering(file, self._answer_control, self._log.events.warning):
+            await self._serve(ready, stop, now, again, renew)
+
+    async def _serve(
+        self,
+        ready: Ready,
+        stop: asyncio.Event,
+        now: asyncio.Event,
+        again: asyncio.Event,
+        renew: asyncio.Event,
+    ) -> None:
+        """Do what signals say, until one says to stop; then leave in order."""
         self._announce("ready", workers=self._plan.count)
         ready(self._dealer.address(_addresses(self._snapshot)[0]))
         self._do(self._whenever(again, self._reload))
@@ -406,6 +423,27 @@ class _Supervisor:
             return "silent"
         return "leaving" if child.leaving else "ready"
 
+    # What commands ask
+
+    async def _answer_control(self, name: str, value: Any) -> Any:
+        """Answer a question of the control socket: we are as well as the worker that is best."""
+        del value
+        match name:
+            case "health":
+                serving = [child for child in self._children if child.recipient.serves]
+                alive = await asyncio.gather(*map(self._alive, serving or self._children))
+                status = "leaving" if self._leaving else "ok"
+                return health(status if any(alive) else "no worker answers", self._listening())
+            case _:
+                raise ValueError(f'there is no question "{name}"')
+
+    async def _alive(self, child: _Child) -> bool:
+        try:
+            await child.channel.ask("alive", None, STATUS_SECONDS)
+        except (Gone, Failed, TimeoutError):
+            return False
+        return True
+
     # Another file
 
     async def _reload(self) -> None:
@@ -477,6 +515,7 @@ class _Supervisor:
 
     async def _leave(self) -> None:
         """Say so to balancers, wait until they look elsewhere, let nobody in any more, then drain."""
+        self._leaving = True
         await self._tell_all("leave")
         await asyncio.sleep(self._snapshot.settings.lame_duck)
         self._dealer.leave()
@@ -504,8 +543,12 @@ class _Supervisor:
         await asyncio.gather(*(child.gone.wait() for child in [*self._children]))
 
     def _announce(self, event: str, **further: object) -> None:
-        addresses = [self._dealer.address(one) for one in _addresses(self._snapshot)]
-        announce(self._log, self._snapshot, addresses, event, **further)
+        announce(self._log, self._snapshot, self._listening(), event, **further)
+
+    def _listening(self) -> list[Address]:
+        """Return where we listen, or did before we began to leave."""
+        addresses = _addresses(self._snapshot)
+        return addresses if self._leaving else [self._dealer.address(one) for one in addresses]
 
 
 def _addresses(snapshot: Snapshot) -> list[Address]:

@@ -1,5 +1,6 @@
 """The command line, as the operator meets it: a process, its exit status, and what it says where."""
 
+import asyncio
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from threading import Timer
 from time import perf_counter
 
 import pytest
+import trustme
 
 from proxy import __version__
 from proxy.cli import main
@@ -323,7 +325,7 @@ def test_which_file(
     assert f"{file}: ok" in done.out
 
 
-@pytest.mark.parametrize("name", ["check", "routes", "explain", "health", "serve"])
+@pytest.mark.parametrize("name", ["check", "routes", "explain", "serve"])
 @pytest.mark.parametrize(
     ("file", "why"),
     [
@@ -557,25 +559,128 @@ def test_reader_that_leaves(here: Path) -> None:
 # health
 
 
-async def test_health_of_a_process(tmp_path: Path) -> None:
-    """`health` says with its exit status whether the proxy of this file is up."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_health_of_a_process(workers: str) -> None:
+    """`health` asks the process that serves the file: where it really listens, after a reload that was
+    refused, with none of its variables, whatever the file holds by now, and while it leaves.
+    """
+    toml = f'[server]\nlame_duck = "20s"\n[upstreams.up]\nbase_url = "${{WHERE}}"\n{GOOD}'
+    where = {"WHERE": "http://127.0.0.1:1/v1"}
+    async with process(toml, where, further=("--workers", workers)) as proxy:
+        ok = (0, f"127.0.0.1:{proxy.port}: ok\n", "")
+        directory, name = proxy.file.parent, proxy.file.name
+        done = run(directory, "health")
+        assert (done.status, done.out, done.err) == ok
+        assert (await proxy.reload(toml + "\noops\n"))["event"] == "reload_failed"
+        done = run(Path("/"), "health", "-c", str(directory / "." / name))
+        assert (done.status, done.out, done.err) == ok
+        proxy.file.unlink()
+        done = run(directory, "health", env={"TRUNKLINE_CONFIG": str(proxy.file)})
+        assert (done.status, done.out, done.err) == ok
+        proxy.tell(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            while (done := run(directory, "health")).out == ok[1]:
+                pass
+        assert done.status == 0
+        assert done.out.endswith(": leaving\n")
+    done = run(Path("/"), "health", "-c", str(proxy.file))
+    assert (done.status, done.out) == (2, "")
+    assert "no process of this user serves it" in done.err
+
+
+async def test_health_over_tls(tmp_path: Path) -> None:
+    """A surface with TLS is no hindrance, neither asked by file nor by address."""
+    authority = trustme.CA()
+    (tmp_path / "tls.pem").write_bytes(
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes()
+    )
+    pem = tmp_path / "tls.pem"
+    toml = f'[server]\ntls = {{ certificate = "{pem}", key = "{pem}" }}\n{GOOD}'
+    async with process(toml) as proxy:
+        done = run(tmp_path, "health", "-c", str(proxy.file))
+        assert (done.status, done.out) == (0, f"127.0.0.1:{proxy.port}: ok\n")
+        done = run(tmp_path, "health", "--listen", f"127.0.0.1:{proxy.port}")
+        assert (done.status, done.out) == (0, f"127.0.0.1:{proxy.port}: ok\n")
+
+
+async def test_health_of_one_of_two(tmp_path: Path) -> None:
+    """`--listen` says which process is meant: not the one that serves the file and listens elsewhere."""
+    async with process(GOOD) as proxy, process(GOOD) as other:
+        for listen, status in ((proxy.port, 0), (other.port, 0), (1, 2)):
+            asked = f"127.0.0.1:{listen}"
+            done = run(tmp_path, "health", "-c", str(proxy.file), "--listen", asked)
+            assert done.status == status, done
+            assert (done.out or done.err).startswith(f"{asked}: ")
+
+
+async def test_health_of_one_that_hangs(tmp_path: Path) -> None:
+    """A process that is there and does not answer is not well."""
     async with process(GOOD) as proxy:
-        (tmp_path / "routes.toml").write_text(
-            f'[server]\nlisten = "127.0.0.1:{proxy.port}"\n{GOOD}'
-        )
-        done = run(tmp_path, "health")
-        assert (done.status, done.out, done.err) == (0, f"127.0.0.1:{proxy.port}: ok\n", "")
-    done = run(tmp_path, "health")
-    assert (done.status, done.out) == (1, "")
-    assert done.err == f"127.0.0.1:{proxy.port}: connection refused\n"
+        proxy.tell(signal.SIGSTOP)
+        try:
+            done = run(tmp_path, "health", "-c", str(proxy.file))
+        finally:
+            proxy.tell(signal.SIGCONT)
+        assert (done.status, done.out) == (1, "")
+        assert "does not answer" in done.err
+
+
+async def test_health_without_a_worker(tmp_path: Path) -> None:
+    """Where the supervisor stands and no worker answers, it is not well."""
+    async with process(GOOD, further=("--workers", "2"), check=False) as proxy:
+        pids = [line["pid"] for line in proxy.events("worker_started")]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            done = run(tmp_path, "health", "-c", str(proxy.file))
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert (done.status, done.err) == (1, f"{proxy.file}: no worker answers\n")
+        done = run(tmp_path, "health", "-c", str(proxy.file))
+        assert done.status == 0
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        (None, "lost.toml: cannot be read: no such file"),
+        ("[server\n", "is not TOML"),
+        ("server = 1", "says no address"),
+        ("surface = 1", "says no address"),
+        ("surface = [1]", "says no address"),
+        ("[server]\nlisten = 8080", "says no address"),
+        ("[server]\nlisten = []", "says no address"),
+        ('[server]\nlisten = "nonsense"', "says no address"),
+        ('[server]\nlisten = "${NOT_SET}:1"', "says no address"),
+        ('oops = 1\n[server]\nlisten = "127.0.0.1:${PORT:-1}"', "127.0.0.1:1: connection refused"),
+        ('[[surface]]\nlisten = ["127.0.0.1:1"]\n', "127.0.0.1:1: connection refused"),
+        ('[server]\nlisten = "unix:/nonexistent/x"', "unix:/nonexistent/x: no such file"),
+    ],
+)
+def test_health_of_nobody(here: Path, verb: Verb, toml: str | None, told: str) -> None:
+    """Where nobody serves the file, it says where to ask at most, whatever else is wrong with it."""
+    if toml is not None:
+        (here / "lost.toml").write_text(toml)
+    done = verb("health", "-c", "lost.toml")
+    assert (done.status, done.out) == (2, "")
+    assert told in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_health_of_no_address(here: Path, verb: Verb) -> None:
+    """What is no address is wrong usage."""
+    done = verb("health", "--listen", "nonsense")
+    assert (done.status, done.out) == (2, "")
+    assert "--listen must be" in done.err
 
 
 async def test_health_of_a_unix_socket(here: Path) -> None:
-    """A proxy on a unix socket is asked there."""
+    """A proxy on a unix socket is asked there, where it serves another file."""
     path = here / "x.sock"
     (here / "unix.toml").write_text(f'[server]\nlisten = "unix:{path}"\n{GOOD}')
     done = run(here, "health", "-c", "unix.toml")
-    assert done.status == 1
+    assert done.status == 2
     assert "no such file" in done.err
     async with process(beside(path)):
         done = run(here, "health", "-c", "unix.toml")
@@ -733,6 +838,47 @@ def served(
         child.terminate()
         _, err = child.communicate(timeout=15)
     assert (child.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check"],
+        ["routes"],
+        ["explain", "m"],
+        ["presets", "corp"],
+        ["health"],
+        ["keys", "new", "x"],
+        ["bench", "--url", "http://127.0.0.1:1/v1", "--model", "m"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_env_file_of_every_verb(here: Path, verb: Verb, arguments: list[str]) -> None:
+    """Every verb takes `--env-file`, and sees what it says."""
+    (here / "env").write_text("CORP_KEY=sk-CANARY-0123456789\nOPENAI_API_KEY=sk-CANARY\n")
+    (here / "routes.toml").write_text(
+        '[server]\nlisten = "127.0.0.1:1"\n[upstreams.corp]\nbase_url = "http://127.0.0.1:1/v1"\n'
+        'credential = "${CORP_KEY}"\n[routes]\nm = "corp/x"\ngpt = "openai/x"\n'
+    )
+    if arguments[0] == "presets":
+        arguments = ["presets", "openai"]
+    done = verb(*arguments, "--env-file", "env")
+    said = done.out + done.err
+    assert "CANARY" not in said
+    assert "CORP_KEY is not set" not in said
+    wanted = {
+        "check": "(0 dormant)",
+        "routes": "ready",
+        "explain": "CORP_KEY",
+        "presets": "ready: OPENAI_API_KEY",
+        "health": "127.0.0.1:1: connection refused",
+        "keys": "[keys.x]",
+        "bench": "requests to http://127.0.0.1:1/v1",
+    }
+    assert wanted[arguments[0]] in said.lower() or wanted[arguments[0]] in said
+    lost = verb(*arguments, "--env-file", "lost")
+    if arguments[0] in ("check", "routes", "explain", "presets", "bench", "health"):
+        assert "lost cannot be read" in lost.err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxy import __version__
-from proxy.cli import bench, check, explain, health, keys, presets, routes, serve
+from proxy.cli import bench, check, environment, explain, health, keys, presets, routes, serve
 from proxy.config import ConfigError
 from proxy.lifecycle import CannotStart
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"trunkline {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    common = argparse.ArgumentParser(add_help=False)
+    common = argparse.ArgumentParser(add_help=False, parents=[environment.option()])
     common.add_argument(
         "-c",
         "--config",

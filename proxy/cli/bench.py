@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from proxy.bench import CannotMeasure, Way, measure, rows, spread
+from proxy.cli.environment import environ, option
 
 VARIABLE = "TRUNKLINE_BENCH_KEY"
 SECONDS = 20.0
@@ -26,6 +27,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     del common  # it reads no routes file
     parser = verbs.add_parser(
         "bench",
+        parents=[option()],
         help="measure what the proxy adds at an upstream of yours",
         description="Start a proxy, and ask the upstream for answers with and without it, in turn. "
         "These are real requests: a vendor bills them.",
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if "@" in urlsplit(url).netloc:
         sys.stderr.write("the URL must not hold a user or password; use --key\n")
         return 2
-    key: str | None = options.key or os.environ.get(VARIABLE)
+    key: str | None = options.key or environ(options).get(VARIABLE)
     headers = {"Content-Type": "application/json"}
     total = 4 * (options.requests + 1)
     print(f"{total} requests to {url}, half of them through a proxy on this machine", flush=True)

@@ -1,10 +1,10 @@
 """`trunkline check`: every problem of a routes file at once, and what is dormant."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
+from proxy.cli.environment import environ
 from proxy.config import load
 
 
@@ -17,7 +17,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check; problems are raised, and so told, as everywhere."""
-    snapshot = load(options.file or options.config, os.environ)
+    snapshot = load(options.file or options.config, environ(options))
     routes = snapshot.routes.routes
     dormant = []
     for route in routes:

@@ -1,9 +1,27 @@
 """The variables of `--env-file`, which a verb sees behind the process's own."""
 
+import argparse
+import os
 from collections.abc import Mapping
 
 from proxy.config.files import SECRET_BYTES, Unreadable, read_regular
 from proxy.lifecycle import CannotStart
+
+
+def option() -> argparse.ArgumentParser:
+    """Return the parent of every verb's parser, which knows `--env-file`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--env-file", metavar="FILE", help="further variables, one NAME=VALUE a line"
+    )
+    return parser
+
+
+def environ(options: argparse.Namespace) -> Mapping[str, str]:
+    """Return all variables that a verb sees: the process's own go before those of `--env-file`. Raises
+    `CannotStart`.
+    """
+    return {**variables(options.env_file), **os.environ}
 
 
 def variables(file: str | None) -> Mapping[str, str]:

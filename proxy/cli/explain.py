@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any
 
+from proxy.cli.environment import environ
 from proxy.config import load
 from proxy.explain import explain
 from proxy.headers import Pair
@@ -34,7 +35,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Explain; 1 if the request would be refused."""
-    snapshot = load(options.config, os.environ)
+    snapshot = load(options.config, environ(options))
     surfaces = {surface.name: surface for surface in snapshot.surfaces}
     surface = surfaces.get(options.surface) if options.surface else snapshot.surfaces[0]
     if surface is None:

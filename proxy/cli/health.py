@@ -1,54 +1,127 @@
-"""`trunkline health`: ask the running proxy whether it is up; for containers without curl."""
+"""`trunkline health`: ask the running proxy whether it is up; for containers without curl.
+
+It asks the process that serves the file, whatever the file holds by now, and needs none of its
+variables. Only where no such process answers is it asked where it would listen.
+"""
 
 import argparse
+import asyncio
 import os
 import socket
+import ssl
 import sys
+from contextlib import suppress
 from typing import Any
 
-from proxy.config import load
+from proxy import control
+from proxy.cli.environment import environ
+from proxy.config import ConfigError, address_of, first_address
+from proxy.lifecycle import CannotStart
 from proxy.surfaces import Address
 
 SECONDS = 3.0
+NOBODY = 2
 _REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask, not to listen
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = verbs.add_parser("health", parents=[common], help="ask whether the proxy is up")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="ask here instead")
+    parser = verbs.add_parser(
+        "health",
+        parents=[common],
+        help="ask whether the proxy is up",
+        description="Ask the process that serves the file. Exit status: 0 it is up, 1 it is not well, "
+        "2 nobody is there.",
+    )
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="ask who listens here, instead of where the file says"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask the first address of the first surface; 0 if it is up."""
-    snapshot = load(options.config, os.environ, listen=options.listen)
-    address = snapshot.surfaces[0].listen[0]
+    """Ask; 0 if it is up, 1 if it is not well, 2 if nobody is there."""
+    wanted = None if options.listen is None else address_of(options.listen)
+    if options.listen is not None and wanted is None:
+        return _say(NOBODY, '--listen must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
     try:
-        answer = _ask(address)
+        told = control.ask(control.address_of(options.config), "health", seconds=SECONDS)
+    except control.Nobody:
+        told = None
+    except (control.Failed, OSError) as error:
+        return _say(1, f"{options.config}: the process that serves it does not answer: {error}")
+    if told is not None and (wanted is None or _is_among(wanted, told["listen"])):
+        if told["status"] in ("ok", "leaving"):
+            print(f"{wanted or told['listen'][0]}: {told['status']}")
+            return 0
+        return _say(1, f"{options.config}: {told['status']}")
+    try:
+        return _look(wanted or first_address(options.config, environ(options)))
+    except (ConfigError, CannotStart) as error:
+        return _say(NOBODY, f"{options.config}: no process of this user serves it; {error}")
+
+
+def _look(address: Address) -> int:
+    """Ask at *address*, say what came of it, and return the exit status."""
+    try:
+        answer = asyncio.run(_ask(address, secure=False))
+    except TimeoutError:
+        return _say(1, f"{address}: does not answer")
     except OSError as error:
-        sys.stderr.write(f"{address}: {(error.strerror or str(error)).lower()}\n")
-        return 1
+        known = error.errno and not isinstance(error, socket.gaierror)
+        why = os.strerror(error.errno or 0) if known else error.strerror or str(error)
+        return _say(NOBODY, f"{address}: {why.lower()}")
+    if not address.path and not answer.startswith(b"HTTP/"):
+        with suppress(OSError):
+            answer = asyncio.run(_ask(address, secure=True))
     if answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b'{"status":"ok"}'):
         print(f"{address}: ok")
         return 0
-    sys.stderr.write(f"{address}: answers, but is not a healthy trunkline\n")
-    return 1
+    return _say(1, f"{address}: answers, but is not a healthy trunkline")
 
 
-def _ask(address: Address) -> bytes:
-    if address.path:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        host = _EVERYWHERE.get(address.host, address.host)
-        sock = socket.create_connection((host, address.port), SECONDS)
-    with sock:
+async def _ask(address: Address, *, secure: bool) -> bytes:
+    """Return what is answered at *address*, nothing where the connection is broken off."""
+    async with asyncio.timeout(SECONDS):
         if address.path:
-            sock.settimeout(SECONDS)
-            sock.connect(address.path)
-        sock.sendall(_REQUEST)
-        answer = b""
-        while piece := sock.recv(65536):
-            answer += piece
-    return answer
+            reader, writer = await asyncio.open_unix_connection(address.path)
+        else:
+            host = _EVERYWHERE.get(address.host, address.host)
+            tls = _anybody() if secure else None
+            reader, writer = await asyncio.open_connection(host, address.port, ssl=tls)
+        try:
+            writer.write(_REQUEST)
+            return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+def _anybody() -> ssl.SSLContext:
+    """Return a context that takes any certificate: nothing is said that anybody may not know."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_among(wanted: Address, listening: list[str]) -> bool:
+    """Return whether who listens at *wanted* is one that is *listening* so."""
+    for text in listening:
+        address = address_of(text)
+        if address is None or (address.path, address.port) != (wanted.path, wanted.port):
+            continue
+        if address.path or address.host == wanted.host:
+            return True
+        if address.host in _EVERYWHERE or wanted.host in _EVERYWHERE:
+            return True
+    return False
+
+
+def _say(status: int, message: str) -> int:
+    sys.stderr.write(message + "\n")
+    return status

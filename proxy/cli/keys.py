@@ -13,6 +13,8 @@ from getpass import getpass
 from hashlib import sha256
 from typing import Any
 
+from proxy.cli.environment import option
+
 LENGTH = 32
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,32}")
@@ -22,7 +24,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
     parser = verbs.add_parser("keys", help="make a key for a client, or the hash of one")
     below = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    new = below.add_parser("new", help="make a key, and the TOML to paste")
+    new = below.add_parser("new", parents=[option()], help="make a key, and the TOML to paste")
     new.add_argument("name", help="what the key is called in routes.toml and in the log")
     new.add_argument("--prefix", default="tl-", help="what the key begins with (default: tl-)")
     new.add_argument("--models", nargs="+", metavar="MODEL", help="the models it may ask for")
@@ -30,7 +32,9 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="its last day"
     )
     new.set_defaults(run=_new, config=None)
-    digest = below.add_parser("hash", help="say the hash of a key that is typed or piped in")
+    digest = below.add_parser(
+        "hash", parents=[option()], help="say the hash of a key that is typed or piped in"
+    )
     digest.set_defaults(run=_hash, config=None)
 
 

@@ -1,11 +1,11 @@
 """`trunkline presets [NAME]`: the vendors that need no table, and whether their variable is set."""
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from proxy.cli.environment import environ, option
 from proxy.config.presets import Preset, load
 from proxy.config.problems import suggest
 from proxy.credentials import FORMS
@@ -16,7 +16,9 @@ _ASKED_FOR = {"models": "models", "files": "files", "gemini": "models/{model}:ge
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = verbs.add_parser("presets", help="list the vendors that need no table")
+    parser = verbs.add_parser(
+        "presets", parents=[option()], help="list the vendors that need no table"
+    )
     parser.add_argument("name", nargs="?", help="say all that is known of this one")
     parser.add_argument(
         "--markdown", action="store_true", help="write the table of docs/vendors.md"
@@ -30,15 +32,16 @@ def run(options: argparse.Namespace) -> int:
     if options.markdown:
         print(markdown(presets), end="")
         return 0
+    values = environ(options)
     if options.name is None:
-        _table(presets)
+        _table(presets, values)
         return 0
     preset = presets.get(options.name)
     if preset is None:
         hint = suggest(options.name, presets)
         sys.stderr.write(f'there is no preset "{options.name}"{hint}\n')
         return 2
-    _show(options.name, preset)
+    _show(options.name, preset, values)
     return 0
 
 
@@ -63,10 +66,10 @@ def _form(preset: Preset, dialect: str) -> str:
     return f"{header}: {prefix}…"
 
 
-def _state(preset: Preset) -> str:
+def _state(preset: Preset, values: Mapping[str, str]) -> str:
     """Say which variable is set, or which one is missing. Never what it holds."""
-    lacking = [variable for variable in preset.vars.values() if not _is_set(variable)]
-    found = [variable for variable in preset.env if _is_set(variable)]
+    lacking = [variable for variable in preset.vars.values() if not _is_set(variable, values)]
+    found = [variable for variable in preset.env if _is_set(variable, values)]
     if preset.env and not found and not preset.optional:
         lacking.append(preset.env[0])
     if lacking:
@@ -74,20 +77,22 @@ def _state(preset: Preset) -> str:
     return f"ready: {found[0]}" if found else "ready: needs no variable"
 
 
-def _is_set(variable: str) -> bool:
-    return bool(os.environ.get(variable) or os.environ.get(variable + "_FILE"))
+def _is_set(variable: str, values: Mapping[str, str]) -> bool:
+    return bool(values.get(variable) or values.get(variable + "_FILE"))
 
 
-def _table(presets: Mapping[str, Preset]) -> None:
+def _table(presets: Mapping[str, Preset], values: Mapping[str, str]) -> None:
     rows = [("PRESET", "BASE URL", "STATE")]
-    rows += [(name, preset.base_url or "", _state(preset)) for name, preset in presets.items()]
+    rows += [
+        (name, preset.base_url or "", _state(preset, values)) for name, preset in presets.items()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, base, state in rows:
         print(f"{name:<{widths[0]}}  {base:<{widths[1]}}  {state}")
 
 
-def _show(name: str, preset: Preset) -> None:
-    lines = [("preset", f"{name}: {preset.title}"), ("state", _state(preset))]
+def _show(name: str, preset: Preset, values: Mapping[str, str]) -> None:
+    lines = [("preset", f"{name}: {preset.title}"), ("state", _state(preset, values))]
     lines.append(("base_url", preset.base_url or ""))
     lines += [("path", f"{prefix} → {base}") for prefix, base in preset.paths.items()]
     lines += [("var", f"{part} from {variable}") for part, variable in preset.vars.items()]

@@ -1,9 +1,9 @@
 """`trunkline routes`: every route and where it leads, as a table."""
 
 import argparse
-import os
 from typing import Any
 
+from proxy.cli.environment import environ
 from proxy.config import load
 
 
@@ -16,7 +16,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """List the routes, in the order of the file."""
     rows = [("ROUTE", "UPSTREAM", "MODEL SENT", "STATE")]
-    for route in load(options.config, os.environ).routes.routes:
+    for route in load(options.config, environ(options)).routes.routes:
         upstream = route.first.upstream
         lacking = [target.upstream.lacks(passthrough=False) for target in route.targets()]
         more = len(lacking) - 1

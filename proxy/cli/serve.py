@@ -23,7 +23,6 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=_workers, help="so many processes; `auto`: one per core"
     )
     parser.add_argument("--welcome", action="store_true", help="say first how to try it")
-    parser.add_argument("--env-file", metavar="FILE", help="variables, one NAME=VALUE a line")
     parser.add_argument("--seat", type=worker.Seat.of, help=argparse.SUPPRESS)  # of a worker
     parser.set_defaults(run=run)
 

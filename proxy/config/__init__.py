@@ -22,10 +22,11 @@ from proxy.config.problems import ConfigError, Path, Problem, suggest
 from proxy.config.reading import Filler, Source, fetch, parse
 from proxy.config.routes import Routes, unrouted_of
 from proxy.config.snapshot import Settings, Snapshot, takes_restart
-from proxy.config.surfaces import surfaces_of
-from proxy.config.tables import BROUGHT, LATER, SHORT, File, Table
+from proxy.config.surfaces import address_of, surfaces_of
+from proxy.config.tables import BROUGHT, LATER, SHORT, File, SurfaceTable, Table
 from proxy.config.upstreams import Upstreams
 from proxy.routes import RouteTable
+from proxy.surfaces import Address
 
 __all__ = [
     "ConfigError",
@@ -35,7 +36,9 @@ __all__ = [
     "Settings",
     "Snapshot",
     "Source",
+    "address_of",
     "fetch",
+    "first_address",
     "load",
     "takes_restart",
 ]
@@ -73,6 +76,21 @@ def load(
     if problems:
         raise ConfigError(str(file), dict.fromkeys(problems))
     return snapshot
+
+
+def first_address(file: FilePath, environ: Mapping[str, str]) -> Address:
+    """Return where the first surface of *file* listens, whatever else is wrong with the file, and whichever
+    variables are not set. Raises `ConfigError`.
+    """
+    written = parse(file, fetch(file))
+    tables = written.get("surface") or [written.get("server", {})]
+    table = tables[0] if isinstance(tables, list) else None
+    told = table.get("listen", SurfaceTable().listen) if isinstance(table, dict) else []
+    text = Filler(environ).fill(told[0] if isinstance(told, list) and told else told)
+    address = address_of(text) if isinstance(text, str) else None
+    if address is None:
+        raise ConfigError(str(file), [Problem(("server", "listen"), "says no address")])
+    return address
 
 
 def _build(draft: Draft, name: str, content: bytes) -> Snapshot:

@@ -131,11 +131,18 @@ def _check_tls(draft: Draft, tls: Tls, path: Path) -> None:
 
 def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Address]:
     for text in texts:
-        if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
-            yield Address(path=text.removeprefix("unix:"))
-            continue
-        match = _ADDRESS.fullmatch(text)
-        if match is not None and int(match[3]) <= 65535:
-            yield Address(match[1] or match[2], int(match[3]))
-            continue
-        draft.problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
+        address = address_of(text)
+        if address is not None:
+            yield address
+        else:
+            draft.problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
+
+
+def address_of(text: str) -> Address | None:
+    """Read where a surface listens, as the file writes it; None where it is no address."""
+    if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
+        return Address(path=text.removeprefix("unix:"))
+    match = _ADDRESS.fullmatch(text)
+    if match is not None and int(match[3]) <= 65535:
+        return Address(match[1] or match[2], int(match[3]))
+    return None
