@@ -11,6 +11,7 @@ a 101 there is no parser any more: bytes are bytes, in both directions.
 import asyncio
 import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from proxy.errors import (
     UPSTREAM_DISCONNECTED,
     UPSTREAM_PROTOCOL,
     UPSTREAM_TIMEOUT,
+    UPSTREAM_TLS,
     Fault,
     Kind,
     ProxyError,
@@ -47,6 +49,8 @@ BODILESS = frozenset({204, 304})
 
 
 _NO_HEADERS = Headers()
+_REFUSAL = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
+"""The alerts (RFC 8446 section 6) of a server that does not take the client's certificate."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
@@ -81,6 +85,20 @@ class Sink(Protocol):
 
     def broke(self, error: ProxyError) -> None:
         """The answer will not be completed."""
+
+
+def refusal(error: BaseException | None) -> str:
+    """Return in what words *error*, of TLS, says that an upstream wants another certificate of us, or one at
+    all; nothing where it is another one. No such upstream has read a byte of a request.
+    """
+    said = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    return said.lower().replace("_", " ") if _REFUSAL.search(said) else ""
+
+
+def not_let_in(reason: str) -> UpstreamFailure:
+    """Return how an attempt failed at an upstream that refuses us; *reason* is for its operator."""
+    message = "The upstream asks for a client certificate, and does not take what it was shown."
+    return UpstreamFailure(UPSTREAM_TLS, message, Fault.CERTIFICATE, reason=reason)
 
 
 class Connection(asyncio.Protocol):
@@ -198,10 +216,11 @@ class Connection(asyncio.Protocol):
         patience: float | None = None,
         upload: Upload | None = None,
         *,
+        until: float = inf,
         upgrade: bool = False,
     ) -> None:
         """Send a request, given as *pieces*, and wait for the head of its answer: for *patience*
-        seconds from when all was sent.
+        seconds from when all was sent, and not longer than *until*, in loop time.
 
         An *upload* follows the pieces as it comes, and may go on when the answer has begun. With
         *upgrade* the answer may be a 101, after which the connection is a tunnel. Raises
@@ -222,13 +241,14 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.writelines(pieces)
         if upload is not None:
-            self._pump = self.loop.create_task(self._send(upload, patience))
+            self._await_first_byte(None, until)
+            self._pump = self.loop.create_task(self._send(upload, patience, until))
         else:
-            self._await_first_byte(patience)
+            self._await_first_byte(patience, until)
         try:
             await self._waiter
-        except (ProxyError, asyncio.CancelledError):
-            if self._unsent:
+        except (ProxyError, asyncio.CancelledError) as error:
+            if self._unsent or (isinstance(error, UpstreamFailure) and error.fault.unsent):
                 attempt.phase = "unsent"
             self.close()
             raise
@@ -242,21 +262,24 @@ class Connection(asyncio.Protocol):
         """Return whether part of the request has not gone out."""
         return self._uploading or (self._pump is not None and not self._sent)
 
-    def _await_first_byte(self, patience: float | None) -> None:
-        if patience is None or self._waiter is None:
+    def _await_first_byte(self, patience: float | None, until: float) -> None:
+        if self._waiter is None:
             return
-        self._late_at = self._clock() + patience
+        now = self._clock()
+        late_at = self._late_at = until if patience is None else min(now + patience, until)
+        if late_at == inf:
+            return
         if self._timer is not None:
-            if self._rings_at <= self._late_at:
+            if self._rings_at <= late_at:
                 return  # armed once, and looked at when it rings: most requests cost no timer
             self._timer.cancel()
-        self._set_timer(patience)
+        self._set_timer(max(0.0, late_at - now))
 
     def _set_timer(self, seconds: float) -> None:
         self._rings_at = self._clock() + seconds
         self._timer = self.loop.call_later(seconds, self._check_late)
 
-    async def _send(self, upload: Upload, patience: float | None) -> None:
+    async def _send(self, upload: Upload, patience: float | None, until: float) -> None:
         """Send the body of a request as it comes, and no faster than it is taken."""
         try:
             while piece := await upload.read():
@@ -277,7 +300,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self._sent = True
-            self._await_first_byte(patience)
+            self._await_first_byte(patience, until)
 
     async def peek(self, enough: Callable[[bytes], bool], limit: int, seconds: float) -> bytes:
         """Return how the body of the answer begins, without taking it away: when *enough* says so of
@@ -411,6 +434,8 @@ class Connection(asyncio.Protocol):
             self._complete = True
         elif self._interims:
             self._fail(UPSTREAM_PROTOCOL, "announced an answer and sent none")
+        elif self.used == 1 and not self.status and not self._failure and (said := refusal(exc)):
+            self._failure = not_let_in(said)  # TLS 1.3 lets us ask before it tells
         else:
             self._fail(UPSTREAM_DISCONNECTED, "closed the connection")
         self._deliver()

@@ -151,6 +151,11 @@ class Fault(Enum):
     MALFORMED = "malformed"
     """What came is no answer."""
 
+    @property
+    def unsent(self) -> bool:
+        """Return whether nothing was sent."""
+        return self in (Fault.UNSENT, Fault.NOWHERE, Fault.CERTIFICATE)
+
 
 class UpstreamFailure(ProxyError):
     """An attempt that got no answer, because of a *fault*. *reason* is for the operator alone: where,

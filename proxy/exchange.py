@@ -45,9 +45,9 @@ class Ids:
 class Attempt:
     """One try at one upstream. Times are loop time, in seconds.
 
-    *abandoned*: an answer came, which this status stands for, and another upstream was asked all the
-    same. *broken*: its answer broke off, by the upstream's doing. *reason* says where nothing could
-    be reached, and why.
+    *abandoned*: an answer came, and another upstream was asked all the same; this says whether it may
+    have been billed. *broken*: its answer broke off, by the upstream's doing. *reason* says where
+    nothing could be reached, and why.
     """
 
     upstream: str
@@ -56,7 +56,7 @@ class Attempt:
     status: int | None = None
     error: str | None = None
     ended: float | None = None
-    abandoned: int | None = None
+    abandoned: bool | None = None
     broken: bool = False
     reason: str | None = None
 
@@ -64,7 +64,7 @@ class Attempt:
     def maybe_billed(self) -> bool:
         """Return whether the upstream may have executed it without the caller having its answer."""
         if self.abandoned is not None:
-            return self.abandoned in (500, 502, 504, *range(520, 525))
+            return self.abandoned
         return self.error is not None and self.phase in ("sent", "streaming")
 
 

@@ -1,4 +1,5 @@
-"""Read what an answer says about waiting: `Retry-After` and its many relatives.
+"""Read what is said about waiting: by an answer, `Retry-After` and its many relatives; by an SDK, how long
+it will wait itself.
 
 Vendors write seconds, milliseconds, dates, Go durations (`1m30.5s`, `6ms`) and epochs. What makes no
 sense counts as nothing said.
@@ -26,6 +27,9 @@ _UNITS = {
     "µs": 1e-6,
     "ns": 1e-9,
 }
+_SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.05, 1.0
+"""How much of its patience an SDK has left when it has our answer: a share of it, within bounds."""
+
 _MILLISECONDS = (b"retry-after-ms", b"x-ms-retry-after-ms")
 _RESETS = (
     b"x-ratelimit-reset-requests",
@@ -70,6 +74,17 @@ def should_retry(headers: Iterable[Pair]) -> bool | None:
         if name.lower() == b"x-should-retry":
             return {b"true": True, b"false": False}.get(value.strip().lower())
     return None
+
+
+def patience(told: bytes | None) -> float | None:
+    """Return for how many seconds an SDK can be kept waiting that says it waits for *told*: a little less.
+    None where it says nothing, nothing that is a number, or 0.
+    """
+    if not told or len(told) > 15 or not told.replace(b".", b"", 1).isdigit():
+        return None
+    seconds = float(told)
+    margin = min(max(_SHARE * seconds, _LEAST_SECONDS), _MOST_SECONDS)
+    return max(seconds - margin, seconds / 2) or None
 
 
 def _parse(text: str, now: float) -> float | None:

@@ -6,10 +6,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from sys import getsizeof
 
 from proxy.balance import Choice, Scores, order
 from proxy.body import Body, BodyError, Found, Piece, splice
+from proxy.breaker import Health
 from proxy.connection import Connection, Upload
 from proxy.dialects import REALTIME, Dialect
 from proxy.errors import (
@@ -24,10 +26,10 @@ from proxy.errors import (
     UpstreamFailure,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.hints import retry_after, should_retry
+from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_plain, is_stream
-from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again
+from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
 from proxy.routes import Group, Route, Target, Upstream
 from proxy.shapes import LOOKED_AT, Meaning, read
 from proxy.sse import error_in, has_event
@@ -44,8 +46,6 @@ REST_SECONDS = 5.0
 """How long a credential rests after a 429 that does not say."""
 CUT_SHORT_SECONDS = 0.02
 """An attempt that fails with less than this left has failed because there was no more."""
-MARGIN_SECONDS = 1.0
-"""How long before an SDK gives up it has our answer."""
 
 _STANDS_FOR: dict[Meaning | None, int] = {
     Meaning.CREDENTIAL: 401,
@@ -175,10 +175,14 @@ class Opener:
         """Take note that the answer *opened* is over, whatever came of it; keep its connection, if
         it can be used again.
         """
+        opened.attempt.ended = self.clock()
+        self.let_go(opened)
+
+    def let_go(self, opened: Opened) -> None:
+        """Do what `done` does for an answer that was over, for us, when its head had come."""
         attempt, health = opened.attempt, opened.choice.health
-        attempt.ended = self.clock()
         if attempt.broken:
-            health.fault(attempt.ended)
+            health.fault(self.clock())
         elif attempt.error is None and (attempt.status or 0) < 500:
             health.succeeded(opened.probe)
         health.end(opened.probe)
@@ -207,7 +211,9 @@ class _Opening:
         self._opener = opener
         self._asked = asked
         self._clock = opener.clock
-        self._deadline: float | None = None
+        self._deadline = inf  # nothing is begun any more
+        self._until = inf  # an answer must have begun
+        self._patience: float | None = None  # and so long after all was sent
         self._trip: Trip | None = None
         self._held: Opened | None = None  # an answer that is relayed if nothing better comes
         self._ordered: list[Target] | None = None
@@ -215,12 +221,10 @@ class _Opening:
 
     async def run(self) -> Opened:
         choice = self._only() or self._first()
-        self._deadline = self._end_of_patience(choice.target)
+        self._set_clocks(choice.target)
         try:
             return await self._attempt(choice)
         except Failed as failed:
-            if failed.reason not in RULES:
-                return self._settle(failed)
             self._trip = self._make_trip(failed)
             try:
                 return await again(self._trip, failed, self._attempt)
@@ -247,18 +251,29 @@ class _Opening:
         assert error is not None
         raise error
 
-    def _end_of_patience(self, target: Target) -> float | None:
-        """Return when an answer must have begun: before the route's time is up, and the SDK's."""
-        exchange = self._asked.exchange
-        limit = least(target.retry.deadline, target.timeouts.total)
-        told = exchange.headers.first.get(b"x-stainless-read-timeout")
-        if told is not None and len(told) < 16 and told.replace(b".", b"", 1).isdigit():
-            seconds = float(told)
-            limit = least(limit, max(seconds - MARGIN_SECONDS, seconds / 2))
-        return None if limit is None else exchange.received + limit
+    def _set_clocks(self, target: Target) -> None:
+        """Set until when an answer must have begun: before the route's `total` is up, and the patience of the
+        SDK, which it counts from before it sends, or from when all was sent; and until when another
+        attempt may be made.
+        """
+        exchange, asked = self._asked.exchange, self._asked
+        told, total = exchange.headers.first, target.timeouts.total
+        sending = least(patience(told.get(b"x-stainless-timeout")), total)
+        if sending is not None:
+            self._until = exchange.received + sending
+        sent = exchange.received if exchange.read is None else exchange.read
+        reading = patience(told.get(b"x-stainless-read-timeout"))
+        if asked.upload is not None:
+            self._patience = reading  # all is sent when the upload is over
+        elif reading is not None:
+            self._until = min(self._until, sent + reading)
+        self._deadline = self._until
+        if target.retry.deadline is not None:
+            self._deadline = min(self._until, sent + target.retry.deadline)
 
-    def _seconds_left(self) -> float | None:
-        return None if self._deadline is None else self._deadline - self._clock()
+    def _seconds_left(self) -> float:
+        """Return for how long another attempt may be begun."""
+        return self._deadline - self._clock()
 
     def _make_trip(self, failed: Failed) -> Trip:
         count = self._asked.exchange.headers.first.get(b"x-stainless-retry-count")
@@ -347,6 +362,7 @@ class _Opening:
     def _others(self, trip: Trip, failed: Choice, rule: Rule) -> Iterator[Choice]:
         """Yield where else to go after an attempt at *failed* failed, best first."""
         now = self._clock()
+        asked_already = {self._place(choice) for choice in trip.tried}
         nothing_sent = rule.fault or rule is RULES[Fault.DEAD]
         if not rule.same and not rule.sibling:
             self._spent.append(failed.target.upstream if nothing_sent else failed.target)
@@ -359,23 +375,31 @@ class _Opening:
             for choice in self._choices(target):
                 if target is failed.target and not rule.sibling:
                     continue
-                health = choice.health
-                if choice in trip.tried or not _known(choice, self._asked):
+                if self._place(choice) in asked_already or not _known(choice, self._asked):
                     continue
-                if health.ready(now):
+                if choice.health.ready(now):
                     yield choice
+
+    def _place(self, choice: Choice) -> tuple[Health, str | None]:
+        """Return what *choice* has in common with all that lead to the same place: a credential at an
+        upstream, and the model that is asked for there.
+        """
+        route = self._asked.route
+        model = None if route is None else route.model_sent(choice.target, self._asked.name)
+        return choice.health, model
 
     # One attempt
 
     async def _attempt(self, choice: Choice) -> Opened:
         """Make an attempt at *choice*. Raises `Failed` where it may not be the last one."""
         if self._held is not None:
-            self._held.attempt.abandoned = self._held.stands_for
+            held = self._held
+            rule = rule_of(held.stands_for, held.choice.target.retry.also)
+            held.attempt.abandoned = rule is not None and rule.billed
             self._discard()
         asked, trip, opener = self._asked, self._trip, self._opener
         exchange, upstream, health = asked.exchange, choice.target.upstream, choice.health
-        left = self._seconds_left()
-        if left is not None and left <= 0:
+        if self._until <= self._clock():
             message = "The answer did not begin in the time that this route allows in all."
             raise ProxyError(UPSTREAM_TIMEOUT, message)
         if trip is not None:
@@ -383,6 +407,9 @@ class _Opening:
         exchange.upstream = upstream
         to, pieces = asked.write(choice)
         started = self._clock()
+        if trip is not None and trip.wait:
+            ended = exchange.attempts[-1].ended or started
+            exchange.waited += min(trip.wait, started - ended)
         attempt = exchange.begin(upstream, started)
         probe = health.begin(started)
         try:
@@ -393,7 +420,8 @@ class _Opening:
                 choice.target.timeouts,
                 attempt,
                 asked.upload,
-                seconds=left,
+                until=self._until,
+                patience=self._patience,
                 fresh=asked.upload is not None or asked.upgrade or (trip and trip.fresh) or False,
                 upgrade=asked.upgrade,
             )
@@ -420,26 +448,25 @@ class _Opening:
         health.answered(attempt.ended, _as_status(reason), attempt.ended - started, probe)
         if reason == 401 and not asked.passthrough:
             self._note_refusal(choice)
-        if reason not in RULES or asked.upload is not None:
+        rule = rule_of(reason, choice.target.retry.also)
+        if rule is None or asked.upload is not None:
             return opened
         self._held = opened
         raise self._failed(opened, reason)
 
     def _reason_of(self, failure: UpstreamFailure) -> Fault:
         """Return the fault of *failure*; what has begun to be passed on cannot be sent again."""
-        unsent = failure.fault in (Fault.UNSENT, Fault.NOWHERE, Fault.CERTIFICATE)
-        if self._asked.upload is not None and not unsent:
+        if self._asked.upload is not None and not failure.fault.unsent:
             return Fault.MALFORMED
         return failure.fault
 
     def _note_fault(self, choice: Choice, failure: UpstreamFailure) -> None:
         """Keep the score of a *failure*, and tell the operator of one that will not heal by itself.
 
-        Where the time was up for the caller, who may be hasty, or for all attempts together, that says
-        nothing of an upstream that had not had its own time to be reached, or to begin.
+        Where the time was up for the caller, who may be hasty, or for the whole answer, that says nothing of
+        an upstream that had not had its own time to be reached, or to begin.
         """
-        left = self._seconds_left()
-        cut_short = left is not None and left < CUT_SHORT_SECONDS
+        cut_short = self._until - self._clock() < CUT_SHORT_SECONDS
         if RULES[failure.fault].fault and not cut_short:
             refused = failure.kind is UPSTREAM_CONNECT
             choice.health.fault(self._clock(), refused=refused)
@@ -452,7 +479,7 @@ class _Opening:
         connection, asked = opened.connection, self._asked
         status, headers, route = connection.status, connection.headers, asked.route
         if status in LOOKED_AT and not asked.passthrough:
-            body = await connection.peek(lambda _: False, PEEK_BYTES, PEEK_SECONDS)
+            body = await self._peek(connection, lambda _: False)
             coding = headers.first.get(b"content-encoding", b"")
             stands_for = _STANDS_FOR.get(read(status, body, coding), status)
             if stands_for != TOO_LONG or (route is not None and route.on_context_length):
@@ -464,17 +491,26 @@ class _Opening:
             and is_stream(headers)
             and is_plain(headers)
         ):
-            body = await connection.peek(has_event, PEEK_BYTES, PEEK_SECONDS)
+            body = await self._peek(connection, has_event)
             return error_in(body) or status
         return status
+
+    async def _peek(self, connection: Connection, enough: Callable[[bytes], bool]) -> bytes:
+        """Return how the body of an answer begins; to wait for that is to wait for the upstream."""
+        begun = self._clock()
+        try:
+            return await connection.peek(enough, PEEK_BYTES, PEEK_SECONDS)
+        finally:
+            self._asked.exchange.waited += self._clock() - begun
 
     def _failed(self, opened: Opened, reason: int) -> Failed:
         """Say that the answer *opened* is one after which another upstream may be asked."""
         choice, headers = opened.choice, opened.connection.headers
         after = retry_after(headers, self._opener.wall())
-        if reason == 429 and self._has_alternative(choice):
+        if reason in (402, 429) and self._has_alternative(choice):
             choice.health.rest(self._clock(), REST_SECONDS if after is None else after)
-        return Failed(choice, reason, after=after, hint=should_retry(headers))
+        begun = opened.connection.status < 400
+        return Failed(choice, reason, after=after, hint=should_retry(headers), begun=begun)
 
     def _note_refusal(self, choice: Choice) -> None:
         """Let a credential rest that the upstream would not have, and tell the operator."""
@@ -493,7 +529,7 @@ class _Opening:
 
     def _discard(self) -> None:
         assert self._held is not None
-        self._opener.done(self._held)
+        self._opener.let_go(self._held)
         self._held = None
 
 

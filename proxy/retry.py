@@ -6,7 +6,7 @@ the first byte of an answer is relayed, because only what opens an answer runs i
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ class Rule:
     can be billed twice; `5xx`: only if `failover_5xx`), and whether it is *preferred* to the same.
 
     *sibling*: it is the credential's matter, so that another one at the same upstream counts as
-    next. *fault*: it counts for the breaker.
+    next. *fault*: it counts for the breaker. *billed*: the upstream may have done the work.
     """
 
     same: int = 0
@@ -45,34 +45,56 @@ class Rule:
     preferred: bool = False
     sibling: bool = False
     fault: bool = False
+    billed: bool = False
 
 
 _UNAVAILABLE = Rule(same=1, base=0.5, next="yes", preferred=True)
-_BROKEN = Rule(next="5xx")
+_BROKEN = Rule(next="5xx", billed=True)
+_NOT_THERE = Rule(next="yes")
 RULES: dict[Fault | int, Rule] = {
     Fault.UNSENT: Rule(same=2, base=0.1, next="yes", preferred=True, fault=True),
     Fault.NOWHERE: Rule(next="yes", fault=True),
     Fault.CERTIFICATE: Rule(next="yes", fault=True),
     Fault.DEAD: Rule(same=1, next="yes"),
-    Fault.STALE: Rule(same=1),
-    Fault.AMBIGUOUS: Rule(next="free", fault=True),
-    Fault.LATE: Rule(next="free", fault=True),
-    Fault.MALFORMED: Rule(fault=True),
+    Fault.STALE: Rule(same=1, billed=True),
+    Fault.AMBIGUOUS: Rule(next="free", fault=True, billed=True),
+    Fault.LATE: Rule(next="free", fault=True, billed=True),
+    Fault.MALFORMED: Rule(fault=True, billed=True),
     401: Rule(next="yes", sibling=True),
+    402: Rule(next="yes", sibling=True),
     408: _UNAVAILABLE,
     429: Rule(same=1, next="yes", preferred=True, sibling=True),
     503: _UNAVAILABLE,
     529: _UNAVAILABLE,
     TOO_LONG: Rule(next="yes"),
     **dict.fromkeys((500, 502, 504, *range(520, 525)), _BROKEN),
+    **dict.fromkeys((525, 526, 530), _NOT_THERE),  # what stands in front has not reached it
 }
-"""What may follow, by fault, or by the status of an answer. What is not here is final."""
+"""What may follow, by fault, or by the status of an answer. What is not here is final, but for what the
+operator wishes to lead on (`retry.also`).
+"""
+_WISHED = Rule(next="yes", billed=True)
+_UNTOUCHED = {404, 405, 410, 413, 415}
+"""What an upstream answers that has not what is asked for, or does not take it: it has done nothing."""
+_ON_A_FRESH_ONE = {Fault.DEAD, Fault.STALE, 408}
+"""What the connection may be to blame for: another one that was kept could fare no better."""
+
+
+def rule_of(reason: Fault | int, also: Collection[int]) -> Rule | None:
+    """Return the row for *reason*, where the operator wishes that the statuses *also* lead on; None where it
+    is final.
+    """
+    rule = RULES.get(reason)
+    if reason not in also or (rule is not None and rule.next == "yes"):
+        return rule
+    return _NOT_THERE if reason in _UNTOUCHED else _WISHED
 
 
 class Failed(Exception):
     """An attempt at *choice* failed: with a *fault* and an *error*, or with an answer of *status*.
 
-    *after* is how long the answer asks to wait, in seconds; *hint* its `x-should-retry`.
+    *after* is how long the answer asks to wait, in seconds; *hint* its `x-should-retry`. Where it had *begun*
+    as a good one, it may have been billed, whatever it came to.
     """
 
     def __init__(
@@ -83,6 +105,7 @@ class Failed(Exception):
         error: ProxyError | None = None,
         after: float | None = None,
         hint: bool | None = None,
+        begun: bool = False,
     ) -> None:
         super().__init__(str(reason))
         self.choice = choice
@@ -90,22 +113,24 @@ class Failed(Exception):
         self.error = error
         self.after = after
         self.hint = hint
+        self.begun = begun
 
 
 class Trip:
     """The attempts of one exchange. *others* yields choices that have not been tried, best first,
     each time it is asked anew.
 
-    *seconds_left* is what remains of the deadline over all attempts and waits. A *resent* request
-    is one that its SDK sends again already: status answers are then not asked for again at the
-    same upstream.
+    `attempts` of the *policy* bounds the tries at one place, and all those together that may have been
+    billed; to go on to another place, where nothing can be billed twice, only *seconds_left* does: what
+    remains of the deadline over all attempts and waits. A *resent* request is one that its SDK sends
+    again already: status answers are then not asked for again at the same upstream.
     """
 
     def __init__(
         self,
         policy: Retry,
         others: Callable[["Trip", Choice, Rule], Iterator[Choice]],
-        seconds_left: Callable[[], float | None],
+        seconds_left: Callable[[], float],
         *,
         resent: bool,
         chance: Callable[[], float] = random.random,
@@ -116,6 +141,7 @@ class Trip:
         self._resent = resent
         self._chance = chance
         self._same: dict[Choice, int] = {}
+        self._billed = 0  # so many tries may have been, so far
         self._failed_over = False
         self._reserved: Load | None = None
         self.tried: list[Choice] = []
@@ -129,8 +155,11 @@ class Trip:
         """
         self.close()
         self.choice, self.wait, self.fresh = None, 0.0, False
-        rule = RULES.get(failed.reason)
-        if rule is None or len(self.tried) >= self._policy.attempts:
+        rule = rule_of(failed.reason, failed.choice.target.retry.also)
+        if rule is None:
+            return False
+        self._billed += rule.billed or failed.begun
+        if self._billed >= self._policy.attempts:
             return False
         same = self._same_again(failed, rule)
         other = None
@@ -142,11 +171,10 @@ class Trip:
             self.choice = failed.choice
             self._same[failed.choice] = self._same.get(failed.choice, 0) + 1
             self.wait = same
-            self.fresh = failed.reason in (Fault.DEAD, Fault.STALE)
-        left = self._seconds_left()
-        if self.choice is None or (left is not None and self.wait >= left):
+        if self.choice is None or self.wait >= self._seconds_left():
             return False
         if self.choice.target.upstream is failed.choice.target.upstream:
+            self.fresh = failed.reason in _ON_A_FRESH_ONE
             self._reserved = self.choice.health.load
             self._reserved.retrying += 1
         return True
@@ -160,7 +188,9 @@ class Trip:
     def _same_again(self, failed: Failed, rule: Rule) -> float | None:
         """Return after how many seconds the same upstream may be asked again, None if it may not."""
         done = self._same.get(failed.choice, 0)
-        if done >= rule.same or (failed.reason is Fault.STALE and not self._policy.stale):
+        if done >= min(rule.same, self._policy.attempts - 1):
+            return None
+        if failed.reason is Fault.STALE and not self._policy.stale:
             return None
         if not failed.choice.health.load.may_retry():
             return None
@@ -178,8 +208,10 @@ class Trip:
     def _next(self, failed: Failed, rule: Rule) -> Choice | None:
         """Return the choice to go on with, if it may go on elsewhere, and there is one."""
         policy, upstream = self._policy, failed.choice.target.upstream
-        if rule.next == "no":
+        if rule.next == "no" or not policy.next:
             return None
+        if failed.hint is False and rule.billed and failed.reason not in range(400, 500):
+            return None  # it says so of work that it may have done
         if rule.next == "free" and upstream.billed and not policy.ambiguous:
             return None
         if rule.next == "5xx" and (self._failed_over or not policy.failover_5xx):

@@ -33,6 +33,8 @@ class Origin:
     port: int
     proxy: str | None = field(default=None, repr=False)
     ca: str | None = None
+    certificate: tuple[str, str] | None = None
+    """The files of the certificate that we show, and of its key."""
     authority: str = field(init=False, compare=False, repr=False)
     """The `Host` header's value (RFC 9110 section 7.2)."""
     _hash: int = field(init=False, compare=False, repr=False)
@@ -42,7 +44,7 @@ class Origin:
         usual = {"http": 80, "https": 443}.get(self.scheme)
         authority = host if self.port == usual else f"{host}:{self.port}"
         object.__setattr__(self, "authority", authority)
-        place = self.scheme, self.host, self.port, self.proxy, self.ca
+        place = self.scheme, self.host, self.port, self.proxy, self.ca, self.certificate
         object.__setattr__(self, "_hash", hash(place))
 
     def __hash__(self) -> int:
@@ -74,11 +76,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What may be tried again: at most *attempts* in all, within *deadline* seconds, waits included.
+    """What may be tried again: at most *attempts* times at one place (a target, and one credential), and
+    as often in all where it may have been billed; nothing is begun after *deadline* seconds, waits
+    included.
 
-    *stale*: a request that was sent on a used connection which died at once. *failover_5xx*: one
-    that another upstream answered with 500, 502, 504 or 520 to 524. *ambiguous*: one that may have
-    been executed, and billed.
+    *next*: whether another place is asked at all. *stale*: a request that was sent on a used
+    connection which died at once. *failover_5xx*: one that another upstream answered with 500, 502, 504
+    or 520 to 524. *ambiguous*: one that may have been executed, and billed. *also*: further statuses
+    after which another place is asked.
     """
 
     attempts: int = 3
@@ -86,6 +91,8 @@ class Retry:
     stale: bool = True
     failover_5xx: bool = True
     ambiguous: bool = False
+    next: bool = True
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,13 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
+from math import inf
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
 
 from proxy.body import Piece
-from proxy.connection import HEAD_BYTES, Connection, Upload
+from proxy.connection import HEAD_BYTES, Connection, Upload, not_let_in, refusal
 from proxy.errors import (
     UPSTREAM_CONNECT,
     UPSTREAM_DNS,
@@ -61,7 +62,7 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop)
         self._resolver = Resolver(clock)
-        self._contexts: dict[str | None, ssl.SSLContext] = {}
+        self._contexts: dict[tuple[str | None, tuple[str, str] | None], ssl.SSLContext] = {}
         self._idle: dict[tuple[str, Origin], list[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -75,29 +76,37 @@ class Transport:
         attempt: Attempt,
         upload: Upload | None = None,
         *,
-        seconds: float | None = None,
+        until: float = inf,
+        patience: float | None = None,
         fresh: bool = False,
         upgrade: bool = False,
     ) -> Connection:
         """Send a request to *origin* and return the connection on which its answer has begun.
 
-        That may take *seconds* at most, whatever *timeouts* allow. Connections are never shared
-        between upstreams. With *fresh*, none that was used before is taken. Raises `UpstreamFailure`, or what reading the *upload* raises.
+        Whatever *timeouts* allow, that may take no longer than *until*, in loop time, nor longer than
+        *patience*, in seconds from when all was sent. Connections are never shared between
+        upstreams. With *fresh*, none that was used before is taken. Raises `UpstreamFailure`, or
+        what reading the *upload* raises.
         """
         key = (upstream, origin)
         connection = None if fresh else self._take(key)
         if connection is None:
-            begun = self._clock()
+            seconds = None if until == inf else until - self._clock()
             connection = await self._connect(origin, least(timeouts.connect, seconds))
             self._open.add(connection)
-            if seconds is not None:
-                seconds -= self._clock() - begun
-        patience = least(timeouts.first_byte, seconds)
+        patience = least(timeouts.first_byte, patience)
         try:
-            await connection.ask(pieces, timeouts, attempt, patience, upload, upgrade=upgrade)
+            await connection.ask(
+                pieces, timeouts, attempt, patience, upload, until=until, upgrade=upgrade
+            )
         except BaseException:
             self._open.discard(connection)
             raise
+        if connection.status == 407 and origin.proxy is not None and origin.scheme == "http":
+            self.drop(connection)
+            attempt.phase = "unsent"  # the proxy has passed nothing on
+            through = _place(*_next_hop(origin))
+            raise _proxy_refused(f"{through} wants another user or password: 407", b"407")
         return connection
 
     def release(self, upstream: str, origin: Origin, connection: Connection) -> None:
@@ -235,22 +244,19 @@ class Transport:
                 reason=f"{through}: {_said(error)}",
             ) from error
         said = answer.split(b"\r\n", 1)[0]
-        status = said.split(b" ")
-        if len(status) < 2 or status[1][:1] != b"2":
-            raise UpstreamFailure(
-                UPSTREAM_CONNECT,
-                "The egress proxy refused to connect.",
-                Fault.UNSENT,
-                reason=f"{through} is refused: {printable(said.decode('latin-1'))}",
+        status = said.partition(b" ")[2]
+        if status[:1] != b"2":
+            raise _proxy_refused(
+                f"{through} is refused: {printable(said.decode('latin-1'))}", status
             )
 
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
         place = _place(origin.host, origin.port)
         try:
-            context = self._contexts.get(origin.ca)
+            files = origin.ca, origin.certificate
+            context = self._contexts.get(files)
             if context is None:
-                context = await in_thread(lambda: _context(origin.ca))
-                self._contexts[origin.ca] = context
+                context = self._contexts[files] = await in_thread(lambda: context_of(*files))
             return await self._wrap(sock, ssl=context, server_hostname=origin.host)
         except ssl.SSLCertVerificationError as error:
             raise UpstreamFailure(
@@ -260,6 +266,8 @@ class Transport:
                 reason=f"{place}: {_why_not_valid(error, origin)}",
             ) from error
         except OSError as error:  # ssl.SSLError among them
+            if said := refusal(error):
+                raise not_let_in(f"{place}: {said}") from error
             raise UpstreamFailure(
                 UPSTREAM_TLS,
                 "No secure connection to the upstream could be made.",
@@ -363,14 +371,26 @@ def least(one: float | None, other: float | None) -> float | None:
     return max(0.0, min(one, other))
 
 
-def _context(ca: str | None) -> ssl.SSLContext:
+def context_of(ca: str | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
+    """Return what speaks TLS to an upstream that the certificates in *ca* vouch for, and shows it the
+    *certificate* and key in two files. Raises `OSError`.
+    """
     context = ssl.create_default_context(cafile=ca)
     if ca is not None:  # what curl takes: private authorities seldom heed the profile of RFC 5280,
         # on which Python insists from 3.13 on, and the file may hold no more than the certificate itself
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.set_alpn_protocols(["http/1.1"])
+    if certificate is not None:
+        context.load_cert_chain(*certificate, password="")  # else it would be asked for
     return context
+
+
+def _proxy_refused(reason: str, status: bytes) -> UpstreamFailure:
+    """Say that an egress proxy has answered *status*: a 4xx is what it would answer again."""
+    fault = Fault.NOWHERE if status[:1] == b"4" else Fault.UNSENT
+    message = "The egress proxy refused to connect."
+    return UpstreamFailure(UPSTREAM_CONNECT, message, fault, reason=reason)
 
 
 # What an operator is told

@@ -150,6 +150,49 @@ async def test_waiting_is_not_overhead(upstream: Upstream) -> None:
     assert record["overhead_us"] < 100_000
 
 
+async def test_waits_between_attempts_are_not_overhead() -> None:
+    """A wait before another attempt is nobody's work: neither ours, nor that of the attempt before it."""
+    async with Upstream() as up:
+        up.will(answer(503, b"{}", [JSON, (b"retry-after-ms", b"300")]), answer())
+        async with serving(routes(up)) as proxy:
+            got = await call(proxy.port, chat("fast"), headers=KEY)
+            record = await proxy.record()
+    assert got.status == 200
+    first, second = record["attempts"]
+    assert record["total_ms"] >= 300
+    assert first["ms"] < 150
+    assert second["ms"] < 150
+    assert record["overhead_us"] < 100_000
+
+
+@pytest.mark.parametrize("first", [b'data: {"error":{"code":503}}\n\n', b"data: {}\n\n"])
+async def test_peeking_is_not_overhead(first: bytes) -> None:
+    """To wait for the first event of a stream, at which we peek, is to wait for the upstream; where another
+    one is asked then, the attempt was over when its answer had begun.
+    """
+    late = [*(first[at : at + 1] for at in range(3)), first[3:]]
+    async with Upstream() as up, Upstream() as other:
+        up.will(stream(*late, DONE, pause=0.1))
+        other.will(stream(DONE))
+        file = f"""
+            [upstreams]
+            up = {{ base_url = "{up.url}" }}
+            other = {{ base_url = "{other.url}" }}
+            [routes.m]
+            upstream = "up"
+            fallback = ["other/m"]
+            peek = true
+            """
+        async with serving(file) as proxy:
+            await call(proxy.port, chat("m", stream=True))
+            record = await proxy.record()
+    assert record["first_byte_ms"] >= 250
+    assert record["overhead_us"] < 100_000
+    if b"error" in first:
+        assert len(record["attempts"]) == 2
+        assert all(attempt["ms"] < 150 for attempt in record["attempts"])
+
+
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "refused": (
         answer(),

@@ -13,7 +13,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -478,7 +484,9 @@ TABLE: dict[str, Row] = {
         route="on_context_length = true",
     ),
     "401": Row(scripted(status(401)), seen=(502, "upstream_auth"), **REFUSED),
+    "402": Row(scripted(status(402)), seen=(402, ""), **{**SPENT, "preferred": False}, rests=True),
     "403": Row(scripted(status(403)), phase="streaming", seen=(403, "")),
+    "404": Row(scripted(status(404)), phase="streaming", seen=(404, "")),
     "408": Row(scripted(status(408)), seen=(408, ""), **BUSY),
     "429": Row(scripted(status(429)), seen=(429, ""), rests=True, **SPENT),
     "429, wait 0": Row(
@@ -488,6 +496,12 @@ TABLE: dict[str, Row] = {
         scripted(status(429, (b"Retry-After", b"30"))), seen=(429, ""), rests=True, **SPENT
     ),
     "500": Row(scripted(status(500)), phase="answered", seen=(500, ""), next="5xx", billed=True),
+    "500, do not retry": Row(
+        scripted(status(500, (b"x-should-retry", b"false"))),
+        phase="answered",
+        seen=(500, ""),
+        billed=True,
+    ),
     "501": Row(scripted(status(501)), phase="streaming", seen=(501, "")),
     "502": Row(scripted(status(502)), phase="answered", seen=(502, ""), next="5xx", billed=True),
     "503": Row(scripted(status(503)), seen=(503, ""), **BUSY),
@@ -502,6 +516,7 @@ TABLE: dict[str, Row] = {
     ),
     "504": Row(scripted(status(504)), phase="answered", seen=(504, ""), next="5xx", billed=True),
     "524": Row(scripted(status(524)), phase="answered", seen=(524, ""), next="5xx", billed=True),
+    "526": Row(scripted(status(526)), phase="answered", seen=(526, ""), next="yes"),
     "529": Row(scripted(status(529)), seen=(529, ""), **BUSY),
     "200, then 429 inside": Row(
         scripted(stream(error_event(429), headers=[SSE, FAILED[1]])),
@@ -555,6 +570,7 @@ VARIANTS = {
     "no 5xx": "retry = { failover_5xx = false }",
     "not stale": "retry = { stale = false }",
     "once": "retry = { attempts = 1 }",
+    "nowhere": "retry = { next = false }",
     "two keys": "",
 }
 
@@ -562,14 +578,17 @@ VARIANTS = {
 def expected(row: Row, variant: str) -> tuple[int, int]:
     """Return how often the failing upstream is tried, and how often the one behind it."""
     behind = variant not in ("alone", "two keys")
-    goes = {
-        "yes": True,
-        "free": variant in ("unbilled", "ambiguous"),
-        "5xx": variant != "no 5xx",
-        "no": False,
-    }[row.next]
+    goes = (
+        variant != "nowhere"
+        and {
+            "yes": True,
+            "free": variant in ("unbilled", "ambiguous"),
+            "5xx": variant not in ("no 5xx", "once"),  # it may have been billed
+            "no": False,
+        }[row.next]
+    )
     if variant == "once":
-        return 1, 0
+        return 1, int(goes and "peek" not in row.route)  # what had begun may have been billed
     if variant == "not stale" and row.warm and row.same:
         return 1, 0
     if variant == "two keys" and row.sibling:
@@ -744,6 +763,10 @@ def rules(code: int) -> Row:
     """Return the row of an answer whose status is *code*."""
     if code == 401:
         return Row(refused, seen=(502, "upstream_auth"), **REFUSED)
+    if code == 402:
+        return Row(refused, seen=(code, ""), **{**SPENT, "preferred": False})
+    if code in (525, 526, 530):
+        return Row(refused, phase="answered", seen=(code, ""), next="yes")
     if code == 429:
         return Row(refused, seen=(429, ""), **SPENT)
     if code in (408, 503, 529):
@@ -767,7 +790,7 @@ async def test_every_status(variant: str, matrix: Callable[[str, str, str, str],
         a.will(step)
         b.will(answer(body=b"from b"))
         toml = table("b", b.url)
-        for code in range(400, 530):
+        for code in range(400, 532):
             url = f"http://{a.authority}/{code}/v1"
             toml += table(f"a{code}", url, VARIANTS[variant], credential=keys)
             toml += f'[routes.m{code}]\nupstream = "a{code}"\nmodel = "m"\n'
@@ -780,10 +803,10 @@ async def test_every_status(variant: str, matrix: Callable[[str, str, str, str],
                 async with room:
                     return await call(proxy.port, chat(f"m{code}", f"nonce-{code}-"))
 
-            answers = await asyncio.gather(*map(ask, range(400, 530)))
+            answers = await asyncio.gather(*map(ask, range(400, 532)))
     received = Counter(r.target.split("/")[1] for r in a.requests)
     beyond = Counter(r.body.split(b"nonce-")[1][:3].decode() for r in b.requests)
-    for code, got in zip(range(400, 530), answers, strict=True):
+    for code, got in zip(range(400, 532), answers, strict=True):
         row = rules(code)
         tries, more = expected(row, variant)
         assert (received[str(code)], beyond[str(code)]) == (tries, more), code
@@ -968,26 +991,108 @@ async def test_who_asks_again_already_elsewhere() -> None:
 # How long we take
 
 
-@pytest.mark.parametrize(("told", "least", "most"), [(b"0.6", 0.3, 0.6), (b"2", 1.0, 2.0)])
+PATIENCE = [b"x-stainless-read-timeout", b"X-Stainless-Timeout"]
+"""How SDKs say for how long they wait: from when all was sent, and from before."""
+
+
+@pytest.mark.parametrize("name", PATIENCE)
+@pytest.mark.parametrize(("told", "least", "most"), [(b"0.6", 0.55, 0.6), (b"2", 1.9, 2.0)])
 async def test_before_the_sdk_gives_up(
-    proxy: Proxy, upstream: Upstream, told: bytes, least: float, most: float
+    proxy: Proxy, upstream: Upstream, name: bytes, told: bytes, least: float, most: float
 ) -> None:
-    """An SDK that says how long it waits has our answer before, and the upstream is left."""
+    """An SDK that says how long it waits has our answer shortly before, and the upstream is left."""
     upstream.will(hang())
     with within(most, least - 0.02):
-        got = await call(proxy.port, chat(), headers=[(b"x-stainless-read-timeout", told)])
+        got = await call(proxy.port, chat(), headers=[(name, told)])
     assert (got.status, got.code) == (504, "upstream_timeout")
     assert got.value(b"x-should-retry") == b"false"
     async with asyncio.timeout(1):
         await upstream.connections[0].gone.wait()
 
 
-@pytest.mark.parametrize("told", [b"", b"soon", b"-1", b"1e-9", b"1.2.3", b"NaN", b"0x1"])
-async def test_nonsense_about_giving_up(proxy: Proxy, upstream: Upstream, told: bytes) -> None:
-    """What is no number of seconds says nothing."""
+@pytest.mark.parametrize("name", PATIENCE)
+@pytest.mark.parametrize(
+    "told", [b"", b"soon", b"-1", b"1e-9", b"1.2.3", b"NaN", b"0x1", b"0", b"0.0", b".", b"1" * 99]
+)
+async def test_nonsense_about_giving_up(
+    proxy: Proxy, upstream: Upstream, name: bytes, told: bytes
+) -> None:
+    """What is no number of seconds says nothing, and neither does 0."""
     upstream.will(answer())
-    got = await call(proxy.port, chat(), headers=[(b"x-stainless-read-timeout", told)])
+    got = await call(proxy.port, chat(), headers=[(name, told)])
     assert got.status == 200
+
+
+async def test_the_earlier_patience_counts(proxy: Proxy, upstream: Upstream) -> None:
+    """Of two ways in which an SDK says how long it waits the shorter one holds."""
+    upstream.will(hang())
+    for told in ((b"60", b"0.4"), (b"0.4", b"60"), (b"0", b"0.4"), (b"0.4", b"0")):
+        with within(0.9, 0.3):
+            got = await call(
+                proxy.port, chat(), headers=[*zip(PATIENCE, told, strict=True)], seconds=3
+            )
+        assert (got.status, got.code) == (504, "upstream_timeout")
+
+
+async def slowly(
+    port: int, body: bytes, seconds: float, *headers: Pair, path: str = CHAT
+) -> Answer:
+    """Send a request whose body takes so many *seconds* to go up; return the answer."""
+    async with await Client.connect(port) as client:
+        whole = request(body, path=path, headers=[*headers])
+        await client.send(whole[: -len(body) // 2])
+        await asyncio.sleep(seconds)
+        await client.send(whole[-len(body) // 2 :])
+        return await client.answer()
+
+
+async def waiting(conn: Conn, seen: Received) -> None:
+    await asyncio.sleep(0.3)
+    await answer()(conn, seen)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/files"])
+@pytest.mark.parametrize(("name", "code"), [(PATIENCE[0], 200), (PATIENCE[1], 504)])
+async def test_patience_begins(path: str, name: bytes, code: int) -> None:
+    """What an SDK waits for the answer it counts from when all was sent, so we do; what it waits in all, from
+    when it began to send: of bodies that are held, and of those that are passed on as they come.
+    """
+    async with Upstream() as a:
+        toml = tables(a=a) + '[routes]\n"*" = "a/*"\n[unrouted]\nfiles = "a"'
+        async with serving(toml) as proxy:
+            a.will(waiting)
+            got = await slowly(proxy.port, chat(), 0.5, (name, b"0.7"), path=path)
+            assert got.status == code
+            assert a.requests[0].body.endswith(b"}")
+
+
+async def test_the_deadline_spares_who_runs() -> None:
+    """`retry.deadline` is for further attempts: the one that runs has the time that `first_byte` says."""
+    async with Upstream() as a, Upstream() as b:
+        a.will(waiting, waiting, status(503))
+        toml = tables(a=a, b=b) + '[routes.m]\nupstream = "a"\nfallback = ["b/m"]\n'
+        async with serving(toml + 'retry = { deadline = "100ms" }') as proxy:
+            calm(proxy)
+            assert (await call(proxy.port, chat("m"))).status == 200
+            assert (await slowly(proxy.port, chat("m"), 0.3)).status == 200
+            assert (await slowly(proxy.port, chat("m"), 0.3)).status == 200
+            await proxy.record(3)
+            assert [tried(one) for one in proxy.records()] == [["a"], ["a"], ["a", "b"]]
+
+
+async def test_the_deadline_is_the_end_of_trying() -> None:
+    """Nothing is begun any more when `retry.deadline` is over, though there is a place left."""
+
+    async def late(conn: Conn, seen: Received) -> None:
+        await asyncio.sleep(0.3)
+        await status(503)(conn, seen)
+
+    async with Upstream() as a, Upstream() as b:
+        a.will(late)
+        toml = tables(a=a, b=b) + '[routes.m]\nupstream = "a"\nfallback = ["b/m"]\n'
+        async with serving(toml + 'retry = { deadline = "100ms" }') as proxy:
+            assert (await call(proxy.port, chat("m"))).status == 503
+            assert tried(await proxy.record()) == ["a"]
 
 
 async def test_haste_is_not_the_upstreams_fault() -> None:
@@ -1029,8 +1134,8 @@ async def test_what_is_left_of_the_time_is_no_measure() -> None:
 [routes.m]
 upstream = "a"
 fallback = ["b/m"]
-retry = { ambiguous = true, deadline = "250ms" }
-timeout = { first_byte = "150ms" }
+retry = { ambiguous = true }
+timeout = { first_byte = "150ms", total = "250ms" }
 [routes.n]
 upstream = "b"
 fallback = ["c/m"]
@@ -1044,17 +1149,9 @@ fallback = ["c/m"]
     assert c.requests == []
 
 
-LIMITS = [
-    'retry = { ambiguous = true, deadline = "400ms" }',
-    'retry = { ambiguous = true }\ntimeout = { total = "400ms", first_byte = "250ms" }',
-]
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-async def test_one_deadline_over_all_attempts(limit: str) -> None:
+async def test_total_over_all_attempts() -> None:
     """However many upstreams are tried, the caller waits no longer than the route says in all."""
-    if "timeout" not in limit:
-        limit += '\ntimeout = { first_byte = "250ms" }'
+    limit = 'retry = { ambiguous = true }\ntimeout = { total = "400ms", first_byte = "250ms" }'
     async with Upstream() as a, Upstream() as b:
         a.will(hang())
         b.will(hang())
@@ -1102,20 +1199,136 @@ def chain(*upstreams: Upstream) -> str:
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 async def test_in_order(attempts: int) -> None:
-    """Fallbacks are tried in their order, as many as there may be attempts; the last answer counts."""
+    """Fallbacks are tried in their order, all of them that refuse for nothing, whatever `attempts` there may
+    be; the last answer counts.
+    """
     async with Upstream() as a, Upstream() as b, Upstream() as c:
         for number, one in enumerate((a, b, c)):
             one.will(status(503, (b"x-which", b"%d" % number), body=b"body %d" % number))
         toml = chain(a, b, c) + f"retry = {{ attempts = {attempts} }}"
+        again = int(attempts > 1)  # who is the last is asked once more
         async with serving(toml) as proxy:
             calm(proxy)
             got = await call(proxy.port, chat("m"))
-            assert [len(one.requests) for one in (a, b, c)] == [1] * attempts + [0] * (3 - attempts)
-            assert got.body == b"body %d" % (attempts - 1)
-            assert got.values(b"x-which") == [b"%d" % (attempts - 1)]
-            assert tried(await proxy.record()) == ["a", "b", "c"][:attempts]
-    models = [orjson.loads(one.requests[0].body)["model"] for one in (a, b, c)[:attempts]]
-    assert models == ["model-a", "model-b", "model-c"][:attempts]
+            assert [len(one.requests) for one in (a, b, c)] == [1, 1, 1 + again]
+            assert (got.body, got.values(b"x-which")) == (b"body 2", [b"2"])
+            assert tried(await proxy.record()) == ["a", "b", "c", "c"][: 3 + again]
+    models = [orjson.loads(one.requests[0].body)["model"] for one in (a, b, c)]
+    assert models == ["model-a", "model-b", "model-c"]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize(
+    "step", [*(status(code) for code in (401, 402, 408, 429, 503, 525, 526, 529, 530)), None]
+)
+async def test_what_refuses_for_nothing_never_bars_the_way(
+    step: Step | None, attempts: int
+) -> None:
+    """Three credentials that are refused, two more upstreams that are down, and one that is well: it is
+    always reached, at the first request as at the tenth.
+    """
+    async with AsyncExitStack() as stack:
+        ups = [await stack.enter_async_context(Upstream()) for _ in range(4)]
+        for one in ups[:3]:
+            one.will(step or answer())
+        places = [one.url for one in ups] if step else [NOBODY] * 3 + [ups[3].url]
+        keys = '["sk-1", "sk-2", "sk-3"]'
+        toml = table("a", places[0], credential=keys)
+        toml += "".join(table(n, url) for n, url in zip("bcd", places[1:], strict=True))
+        toml += '[routes.m]\nupstream = "a"\nfallback = ["b/m", "c/m", "d/m"]\n'
+        async with serving(toml + f"retry = {{ attempts = {attempts} }}") as proxy:
+            calm(proxy)
+            for _ in range(10):
+                assert (await call(proxy.port, chat("m"))).status == 200
+            await proxy.record(10)
+            for record in proxy.records():
+                assert not any(one["maybe_billed"] for one in record["attempts"])
+
+
+async def test_a_place_is_asked_once() -> None:
+    """A place to which two ways lead is asked once on the way forward: the same credential of the same
+    upstream for the same model.
+    """
+    async with Upstream() as a, Upstream() as b:
+        a.will(status(529, (b"x-should-retry", b"false")))
+        b.will(status(503, (b"x-should-retry", b"false")))
+        toml = tables(a=a, b=b)
+        toml += """
+[routes.m]
+upstream = "a"
+model = "x"
+fallback = ["b/x", "a/x", "other", "a/y", "b/x"]
+[routes]
+other = "b/x"
+"""
+        async with serving(toml) as proxy:
+            calm(proxy)
+            assert (await call(proxy.port, chat("m"))).status == 529
+            assert tried(await proxy.record()) == ["a", "b", "a"]
+        assert [orjson.loads(one.body)["model"] for one in a.requests] == ["x", "y"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3, 4])
+@pytest.mark.parametrize("how", ["ambiguous", "unbilled", "peek"])
+async def test_no_more_bills_than_attempts(how: str, attempts: int) -> None:
+    """Where the operator lets what may have been billed lead on, no more than `attempts` places may bill it."""
+    async with AsyncExitStack() as stack:
+        ups = [await stack.enter_async_context(Upstream()) for _ in range(5)]
+        for one in ups:
+            one.will(stream(error_event(503)) if how == "peek" else close())
+        more = "billed = false" if how == "unbilled" else ""
+        toml = "".join(table(n, one.url, more) for n, one in zip("abcde", ups, strict=True))
+        toml += '[routes.m]\nupstream = "a"\nfallback = ["b/m", "c/m", "d/m", "e/m"]\n'
+        toml += (
+            f"retry = {{ attempts = {attempts}, ambiguous = {str(how == 'ambiguous').lower()} }}"
+        )
+        async with serving(toml + ("\npeek = true" if how == "peek" else "")) as proxy:
+            calm(proxy)
+            await call(proxy.port, chat("m", stream=True))
+            assert tried(await proxy.record()) == ["a", "b", "c", "d", "e"][:attempts]
+        assert [len(one.requests) for one in ups] == [1] * attempts + [0] * (5 - attempts)
+
+
+async def test_what_the_operator_names_leads_on() -> None:
+    """`retry.also` names further statuses that lead on, of the upstream whose table says so; one that has not
+    what is asked for, and only that, bars the way however few `attempts` there may be.
+    """
+    async with Upstream() as a, Upstream() as b, Upstream() as c:
+        a.will(status(404))
+        toml = table("a", a.url, "retry = { also = [404, 410, 424], attempts = 1 }")
+        toml += tables(b=b, c=c)
+        toml += '[routes]\nm = { upstream = "a", fallback = ["b/m", "c/m"] }\n'
+        async with serving(toml) as proxy:
+            b.will(answer(), status(404))
+            assert (await call(proxy.port, chat("m"))).status == 200
+            assert tried(await proxy.record(1)) == ["a", "b"]
+            assert (await call(proxy.port, chat("m"))).status == 404  # b's, which names none
+            assert tried(await proxy.record(2)) == ["a", "b"]
+            a.will(status(424))  # which may have been billed
+            assert (await call(proxy.port, chat("m"))).status == 424
+            assert tried(await proxy.record(3)) == ["a"]
+            a.will(status(418))
+            assert (await call(proxy.port, chat("m"))).status == 418
+    assert c.requests == []
+
+
+async def test_after_a_408_comes_a_fresh_connection() -> None:
+    """A 408 on a kept connection may be the connection's fault: what follows there is a fresh one, though
+    others are kept.
+    """
+    async with Upstream() as a, serving(tables(a=a) + '[routes]\nm = "a/m"') as proxy:
+        calm(proxy)
+        a.will(waiting)
+        await asyncio.gather(*(call(proxy.port, chat("m")) for _ in range(3)))
+        assert len(a.connections) == 3
+
+        async def step(conn: Conn, seen: Received) -> None:
+            await (answer() if conn.index == 3 else status(408))(conn, seen)
+
+        a.will(step)
+        assert (await call(proxy.port, chat("m"))).status == 200
+        assert len(a.connections) == 4
+        assert tried(await proxy.record(4)) == ["a", "a"]
 
 
 async def test_to_another_route() -> None:
@@ -1243,7 +1456,7 @@ retry = { ambiguous = true }
         async with serving(toml) as proxy:
             calm(proxy)
             await call(proxy.port, chat("m"))
-            assert tried(await proxy.record()) == ["a", "b", "b"]
+            assert tried(await proxy.record()) == ["a", "b", "b", "b"]
         assert len(a.requests) == 1
 
 
@@ -2368,8 +2581,10 @@ async def test_nothing_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             records = proxy.records()
     assert sum(len(fate) for fate in fates.values()) > 300
     may_follow = re.compile("(503|500|429).*|(close|reset) on a used one")
+    free = re.compile("(503|429|400).*")
     for fate in fates.values():
-        assert len(fate) <= 3
+        assert sum(not free.fullmatch(one) for one in fate) <= 3, fate
+        assert len(fate) <= 3 * 3
         assert all(may_follow.fullmatch(one) for one in fate[:-1]), fate
         assert sum(one.startswith("500") for one in fate[:-1]) <= 1, fate
     assert {record["outcome"] for record in records} <= {

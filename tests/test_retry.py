@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import pytest
@@ -19,21 +20,22 @@ Reason = Fault | int
 
 BROKEN = [500, 502, 504, *range(520, 525)]
 BUSY = [408, 503, 529]
-FINAL = [200, 201, 204, 301, 302, 307, 400, 402, 403, 404, 405, 409, 410, 413, 415, 418, 422, 425]
-FINAL += [451, 499, 501, 505, 507, 519, 525, 530, 599]
+UNREACHED = [525, 526, 530]
+FINAL = [200, 201, 204, 301, 302, 307, 400, 403, 404, 405, 407, 409, 410, 413, 415, 418, 422, 424]
+FINAL += [425, 451, 499, 501, 505, 507, 519, 527, 531, 599]
 LOTS = Retry(attempts=20)
 
 
-def place(name: str, *, billed: bool = True) -> Choice:
+def place(name: str, *, billed: bool = True, retry: Retry = LOTS) -> Choice:
     """Return the only choice of a target of its own."""
     origin = Origin("http", f"{name.lower()}.test", 80)
-    target = Target(Upstream(name, Base(origin, ""), billed=billed), "m")
+    target = Target(Upstream(name, Base(origin, ""), billed=billed), "m", retry=retry)
     return Scores().choices(target)[0]
 
 
-def places(names: str, *, free: str = "") -> list[Choice]:
+def places(names: str, *, free: str = "", retry: Retry = LOTS) -> list[Choice]:
     """Return a choice for each of *names*; to be asked by those that are *free* costs nothing."""
-    return [place(name, billed=name not in free) for name in names]
+    return [place(name, billed=name not in free, retry=retry) for name in names]
 
 
 class Journey:
@@ -44,7 +46,7 @@ class Journey:
         choices: Sequence[Choice],
         policy: Retry = LOTS,
         *,
-        left: float | None = None,
+        left: float = inf,
         resent: bool = False,
         chance: float = 0.0,
     ) -> None:
@@ -84,7 +86,7 @@ class Journey:
 def road(reason: Reason, names: str = "A", policy: Retry = LOTS, **how: Any) -> str:
     """Return where the attempts go, if each fails for *reason*: `AAB` is A, A again, then B."""
     said = {key: how.pop(key) for key in ("after", "hint") if key in how}
-    journey = Journey(places(names, free=how.pop("free", "")), policy, **how)
+    journey = Journey(places(names, free=how.pop("free", ""), retry=policy), policy, **how)
     while journey.fails(reason, **said):
         pass
     journey.close()
@@ -103,8 +105,10 @@ TABLE: list[tuple[Reason, str, str]] = [
     (Fault.LATE, "A", "A"),
     (Fault.MALFORMED, "A", "A"),
     (401, "A", "ABC"),
+    (402, "A", "ABC"),
     (429, "A", "ABC"),
     (TOO_LONG, "A", "ABC"),
+    *((status, "A", "ABC") for status in UNREACHED),
     *((status, "AA", "ABCC") for status in BUSY),
     *((status, "A", "AB") for status in BROKEN),
     *((status, "A", "A") for status in FINAL),
@@ -120,7 +124,7 @@ def test_the_table(reason: Reason, alone: str, among: str) -> None:
 
 def test_the_table_is_complete() -> None:
     """Every fault has a row, and so have just the statuses that the table names."""
-    assert set(RULES) == {*Fault, 401, 429, TOO_LONG, *BUSY, *BROKEN}
+    assert set(RULES) == {*Fault, 401, 402, 429, TOO_LONG, *BUSY, *BROKEN, *UNREACHED}
     assert set(RULES) <= {reason for reason, _, _ in TABLE}
 
 
@@ -132,11 +136,21 @@ def test_what_counts_for_the_breaker() -> None:
 
 @pytest.mark.parametrize("reason", RULES, ids=str)
 def test_whose_matter_it_is(reason: Reason) -> None:
-    """After 401 and 429 another credential of the same upstream will do; others are asked for by that rule."""
+    """After 401, 402 and 429 another credential of the same upstream will do; others are asked for by that
+    rule.
+    """
     journey = Journey(places("AB"))
     journey.fails(reason)
     assert all(row is RULES[reason] for row in journey.rules)
-    assert RULES[reason].sibling is (reason in (401, 429))
+    assert RULES[reason].sibling is (reason in (401, 402, 429))
+
+
+def test_what_may_have_been_billed() -> None:
+    """What was sent whole and not refused for nothing may have been billed, and so may the upstream's own
+    faults.
+    """
+    billed = {reason for reason, row in RULES.items() if row.billed}
+    assert billed == {Fault.STALE, Fault.AMBIGUOUS, Fault.LATE, Fault.MALFORMED, *BROKEN}
 
 
 @pytest.mark.parametrize(
@@ -271,28 +285,118 @@ def test_elsewhere_there_is_no_wait(reason: Reason, after: float | None) -> None
 
 @pytest.mark.parametrize("reason", RULES, ids=str)
 def test_a_fresh_connection(reason: Reason) -> None:
-    """Only what a dead connection did to the same upstream asks for a new one."""
+    """Only what a connection may be to blame for asks for a new one, at the same upstream."""
     journey = Journey(places("AB"))
     while came := journey.fails(reason, after=1.0):
         same = journey.trip.tried[-2] is journey.trip.tried[-1]
-        assert journey.trip.fresh is (same and reason in (Fault.DEAD, Fault.STALE)), came
+        assert journey.trip.fresh is (same and reason in (Fault.DEAD, Fault.STALE, 408)), came
 
 
 # Limits
 
 
-@pytest.mark.parametrize("attempts", [1, 2, 3, 4])
-@pytest.mark.parametrize("reason", [Fault.UNSENT, Fault.DEAD, Fault.NOWHERE, 401, *BUSY], ids=str)
-def test_attempts(reason: Reason, attempts: int) -> None:
-    """There are never more than `attempts` in all, the first one included."""
-    whole = road(reason, "ABC")
-    assert road(reason, "ABC", Retry(attempts=attempts)) == whole[:attempts]
+@pytest.mark.parametrize(
+    ("reason", "attempts", "expected"),
+    [
+        (Fault.UNSENT, 1, "ABCDE"),
+        (Fault.UNSENT, 2, "ABCDEE"),
+        (Fault.UNSENT, 3, "ABCDEEE"),
+        (Fault.UNSENT, 9, "ABCDEEE"),
+        (Fault.DEAD, 1, "ABCDE"),
+        (Fault.DEAD, 2, "AABBCCDDEE"),
+        (Fault.NOWHERE, 1, "ABCDE"),
+        (401, 1, "ABCDE"),
+        (429, 1, "ABCDE"),
+        (TOO_LONG, 1, "ABCDE"),
+        (503, 1, "ABCDE"),
+        (503, 2, "ABCDEE"),
+        (526, 3, "ABCDE"),
+        (Fault.STALE, 1, "A"),
+        (Fault.STALE, 2, "AA"),
+        (500, 1, "A"),
+        (500, 2, "AB"),
+        (500, 9, "AB"),
+    ],
+    ids=str,
+)
+def test_attempts(reason: Reason, attempts: int, expected: str) -> None:
+    """`attempts` bounds the tries at one place, and those that may have been billed; never how many places
+    are asked that refuse for nothing.
+    """
+    assert road(reason, "ABCDE", Retry(attempts=attempts)) == expected
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3, 5])
+@pytest.mark.parametrize("how", [{"ambiguous": True}, {"free": "ABCDE"}], ids=str)
+@pytest.mark.parametrize("reason", [Fault.LATE, Fault.AMBIGUOUS], ids=str)
+def test_attempts_bound_what_may_be_billed(
+    reason: Fault, how: dict[str, Any], attempts: int
+) -> None:
+    """However the operator allows it, no more than `attempts` places are asked that may do the work."""
+    policy = Retry(attempts=attempts, ambiguous="ambiguous" in how)
+    assert road(reason, "ABCDE", policy, free=how.get("free", "")) == "ABCDE"[:attempts]
+
+
+@pytest.mark.parametrize("reason", [429, 503, 401])
+def test_an_answer_that_had_begun(reason: int) -> None:
+    """An error inside a 200 may have been billed, whatever its code: such places are `attempts` at most."""
+    journey = Journey(places("ABCDE"), Retry(attempts=3))
+    while journey.fails(reason, begun=True):
+        pass
+    assert journey.road == "ABC"
+
+
+def test_next_off() -> None:
+    """With `next = false` no other place is asked, whatever happens; the same one is as before."""
+    for reason, alone, _ in TABLE:
+        assert road(reason, "ABC", Retry(attempts=20, next=False)) == alone, reason
+
+
+@pytest.mark.parametrize("also", [(), (404,), (404, 410, 424, 403, 418, 501, 599)], ids=str)
+@pytest.mark.parametrize("status", [404, 410, 403, 424, 418, 501, 599])
+def test_also(status: int, also: tuple[int, ...]) -> None:
+    """What the operator names leads on; as often as there are `attempts`, but where nothing can be billed."""
+    expected = "A"
+    if status in also:
+        expected = "ABCDE" if status in (404, 410) else "ABC"
+    assert road(status, "ABCDE", Retry(also=also)) == expected
+    assert road(status, "A", Retry(also=also)) == "A"
+
+
+@pytest.mark.parametrize("status", [*RULES, *FINAL], ids=str)
+def test_also_takes_nothing_away(status: Reason) -> None:
+    """To name a status that leads on anyway changes nothing, but that 500 leads on more than once."""
+    if isinstance(status, Fault) or status not in RULES:
+        return
+    named, unnamed = (road(status, "ABCDE", Retry(also=one)) for one in ((status,), ()))
+    assert named == ("ABC" if status in BROKEN else unnamed)
+
+
+def test_also_is_of_who_answers() -> None:
+    """A status leads on where the place that answers so says it, not where the first one does."""
+    a, b = place("A"), place("B", retry=Retry(also=(404,)))
+    journey = Journey([a, b, place("C")])
+    assert [journey.fails(503), journey.fails(404), journey.fails(404)] == ["B", "C", ""]
+
+
+@pytest.mark.parametrize("status", [*BROKEN, 501, 599])
+def test_an_upstream_that_says_no(status: int) -> None:
+    """An upstream's own `x-should-retry: false` on a 5xx is believed: nobody else is asked."""
+    policy = Retry(also=(501, 599))
+    assert road(status, "AB", policy, hint=False) == "A"
+    assert road(status, "AB", policy, hint=True) == "AB"
+
+
+def test_it_says_no_of_itself() -> None:
+    """What it refuses for nothing another one may do all the same, and so with what the operator names."""
+    assert road(503, "AB", hint=False) == "AB"
+    assert road(424, "AB", Retry(also=(424,)), hint=False) == "AB"
 
 
 @pytest.mark.parametrize(
-    ("left", "goes"), [(None, "A"), (2.0, "A"), (1.5, ""), (1.0, ""), (0.0, ""), (-1.0, "")]
+    ("left", "goes"), [(inf, "A"), (2.0, "A"), (1.5, ""), (1.0, ""), (0.0, ""), (-1.0, "")]
 )
-def test_a_deadline_shorter_than_the_wait(left: float | None, goes: str) -> None:
+def test_a_deadline_shorter_than_the_wait(left: float, goes: str) -> None:
     """A wait that the deadline would cut is not begun."""
     journey = Journey(places("A"), left=left)
     assert journey.fails(503, after=1.5) == goes
@@ -341,16 +445,19 @@ def test_the_budget_is_held_by_who_goes_on() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from([*RULES, 200, 404]),
+        st.sampled_from([*RULES, 200, 404, 418, 424, 501]),
         st.none() | st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 10.0, 11.0]),
         st.sampled_from([None, True, False]),
+        st.booleans(),
     ),
-    min_size=12,
-    max_size=12,
+    min_size=20,
+    max_size=20,
 )
 POLICIES = st.builds(
     Retry,
     attempts=st.integers(1, 8),
+    next=st.booleans(),
+    also=st.sets(st.sampled_from([404, 418, 424, 500, 501])).map(tuple),
     stale=st.booleans(),
     failover_5xx=st.booleans(),
     ambiguous=st.booleans(),
@@ -360,34 +467,39 @@ POLICIES = st.builds(
 @given(
     STEPS,
     POLICIES,
-    st.lists(st.booleans(), min_size=1, max_size=5),
-    st.none() | st.floats(0, 12),
+    st.lists(st.booleans(), min_size=1, max_size=8),
+    st.just(inf) | st.floats(0, 12),
     st.booleans(),
     st.floats(0, 1, exclude_max=True),
 )
 def test_any_journey(
-    steps: list[tuple[Reason, float | None, bool | None]],
+    steps: list[tuple[Reason, float | None, bool | None, bool]],
     policy: Retry,
     billed: list[bool],
-    left: float | None,
+    left: float,
     resent: bool,
     chance: float,
 ) -> None:
-    """Whatever fails, attempts are few, waits short, and nothing that may be billed is asked twice."""
-    choices = [place(f"{at}", billed=one) for at, one in enumerate(billed)]
+    """Whatever fails: waits are short, each place is asked once on the way forward, no more than `attempts`
+    tries may have been billed, and what was not free is not asked twice but where that is allowed.
+    """
+    choices = [place(f"{at}", billed=one, retry=policy) for at, one in enumerate(billed)]
     journey = Journey(choices, policy, left=left, resent=resent, chance=chance)
-    trip, moved_by_5xx = journey.trip, 0
-    for reason, after, hint in steps:
+    trip, moved_by_5xx, bills = journey.trip, 0, 0
+    for reason, after, hint, inside in steps:
         here, before = trip.tried[-1], [*trip.tried]
-        said = {"after": after, "hint": hint} if isinstance(reason, int) else {}
+        inside = inside and isinstance(reason, int)  # of a 200
+        said = {"after": after, "hint": hint, "begun": inside} if isinstance(reason, int) else {}
+        bills += inside or may_be_billed(reason)
         if not journey.fails(reason, **said):
             break
         there = trip.tried[-1]
-        assert reason in RULES
-        assert len(trip.tried) <= policy.attempts
-        assert there is here or there not in before
+        assert reason in RULES or reason in policy.also
+        assert bills < policy.attempts  # so that another one may be billed
+        assert there is here or (there not in before and policy.next)
+        assert trip.tried.count(there) <= policy.attempts
         assert 0 <= trip.wait <= 10
-        assert left is None or trip.wait < left
+        assert trip.wait < left
         assert there is here or trip.wait == 0
         if reason in (Fault.AMBIGUOUS, Fault.LATE):
             assert policy.ambiguous or not here.target.upstream.billed
@@ -400,8 +512,10 @@ def test_any_journey(
             assert hint is not False
             assert reason in (429, *BUSY)
             assert trip.wait >= (after or 0)
-        if reason in BROKEN:
+        if reason in BROKEN and reason not in policy.also:
             moved_by_5xx += 1
+        if isinstance(reason, int) and reason >= 500 and may_be_billed(reason):
+            assert hint is not False
         held = int(there.target.upstream is here.target.upstream)
         assert sum({id(one.health.load): one.health.load.retrying for one in choices}.values()) == (
             held
@@ -410,6 +524,16 @@ def test_any_journey(
     assert moved_by_5xx <= policy.failover_5xx
     assert all(trip.tried.count(choice) <= 3 for choice in choices)
     journey.close()
+
+
+def may_be_billed(reason: Reason) -> bool:
+    """Return whether the upstream may have done the work: the request went out whole, and it did not say
+    at once that it would not do it.
+    """
+    if isinstance(reason, Fault):
+        return reason in (Fault.STALE, Fault.AMBIGUOUS, Fault.LATE, Fault.MALFORMED)
+    free = (401, 402, 404, 405, 408, 410, 413, 415, 429, 503, 529, TOO_LONG, *UNREACHED)
+    return reason not in free
 
 
 # Driven
@@ -467,7 +591,7 @@ async def test_again_with_what_is_final(reason: Reason) -> None:
 
 async def test_again_raises_the_last() -> None:
     """When nothing may follow, the last failure is raised: it is the answer that the client sees."""
-    script = Scripted(Journey(places("AB"), Retry(attempts=3)), 503, Fault.UNSENT)
+    script = Scripted(Journey(places("AB"), Retry(attempts=2)), 503, Fault.UNSENT)
     with pytest.raises(Failed) as raised:
         await script.run(429)
     assert raised.value is script.raised[-1]

@@ -16,7 +16,7 @@ from proxy.surfaces import is_unsafe
 
 _UPSTREAMS_OWN = {
     "preset", "vars", "env", "optional", "credential", "form", "forms", "defaults", "headers",
-    "paths", "speaks", "proxy", "ca", "terminal", "billed", "passthrough", "forward",
+    "paths", "speaks", "proxy", "ca", "client_certificate", "terminal", "billed", "passthrough", "forward",
 }  # fmt: skip
 
 _CARRY = {dialect.name for dialect in dialects.ENDPOINTS.values()} | {"gemini"}

@@ -49,10 +49,12 @@ class RetryTable(Table):
     stale: bool = True
     failover_5xx: bool = True
     ambiguous: bool = False
+    next: bool = True
+    also: list[Annotated[int, Field(ge=400, le=599)]] = []
 
 
 class TlsTable(Table):
-    """The certificate of a surface."""
+    """The certificate of a surface, or the one that is shown to an upstream."""
 
     certificate: str
     key: str
@@ -138,6 +140,7 @@ class UpstreamTable(Table):
     speaks: Literal["all"] | list[str] | None = None
     proxy: str | None = None
     ca: str | None = None
+    client_certificate: TlsTable | None = None
     terminal: Literal["auto", "done", "none"] | None = None
     billed: bool | None = None
     passthrough: bool = False
@@ -150,7 +153,7 @@ class TargetTable(Table):
     """One of a route's `targets`; a plain string is where it leads *to*."""
 
     to: str
-    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
 
 
 def _targets(value: Any) -> Any:

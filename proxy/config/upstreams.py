@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path as File
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,13 @@ from proxy.config.presets import Preset
 from proxy.config.problems import Path, dotted, suggest
 from proxy.config.reading import Unset
 from proxy.config.snapshot import TIMEOUT_NAMES
-from proxy.config.tables import CredentialTable, RetryTable, TimeoutTable, UpstreamTable
+from proxy.config.tables import (
+    CredentialTable,
+    RetryTable,
+    TimeoutTable,
+    TlsTable,
+    UpstreamTable,
+)
 from proxy.credentials import FORMS, Credential, Form, LiveSecret, Secret
 from proxy.headers import Pair
 from proxy.routes import Base, Origin, Retry, Timeouts, Upstream
@@ -93,6 +100,8 @@ class Upstreams:
             self._proxy(table.proxy, (*path, "proxy"))
         if table.ca is not None:
             self._ca(table.ca, (*path, "ca"))
+        if table.client_certificate is not None:
+            self._certificate(table.client_certificate, (*path, "client_certificate"))
         credentials, missing = self._credentials(table, preset, path)
         headers = self._headers(table.headers, (*path, "headers"))
         by_dialect = {
@@ -249,7 +258,10 @@ class Upstreams:
             draft.problem(path, wrong)
             return None
         usual = 443 if split.scheme == "https" else 80
-        origin = Origin(split.scheme, split.host, split.port or usual, table.proxy, table.ca)
+        shown = table.client_certificate
+        certificate = None if shown is None else (shown.certificate, shown.key)
+        port = split.port or usual
+        origin = Origin(split.scheme, split.host, port, table.proxy, table.ca, certificate)
         return Base(origin, split.path.rstrip("/"))
 
     def _proxy(self, url: str, path: Path) -> None:
@@ -263,6 +275,21 @@ class Upstreams:
             ssl.create_default_context(cafile=file)
         except (OSError, Unreadable):  # ssl.SSLError among them
             self._draft.problem(path, "is not a readable file of PEM certificates")
+
+    def _certificate(self, table: TlsTable, path: Path) -> None:
+        """Check that *table* names a certificate and its key: no message says more of either file."""
+        for field, file in (("certificate", table.certificate), ("key", table.key)):
+            if "\0" in file or not File(file).is_file():
+                self._draft.problem((*path, field), "is not a file that can be read")
+                return
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_cert_chain(
+                table.certificate, table.key, password=""
+            )  # else it is asked for
+        except OSError:  # ssl.SSLError among them
+            why = "is not a certificate in PEM with its key: another's, or under a password"
+            self._draft.problem(path, why)
 
     # What is presented there
 
@@ -406,7 +433,8 @@ def _split(url: str) -> _Url | None:
 
 def said(table: RetryTable) -> dict[str, Any]:
     """Return what *table* itself says, and leaves not to the tables below it."""
-    return {name: getattr(table, name) for name in table.model_fields_set}
+    found = {name: getattr(table, name) for name in table.model_fields_set}
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in found.items()}
 
 
 def timeouts_of(layers: Iterable[Layer]) -> tuple[Timeouts, dict[str, str]]:

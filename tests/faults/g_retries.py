@@ -274,9 +274,9 @@ async def no_splice(at: At) -> None:
     assert at["B"].heard == []
 
 
-@case("G17", spots=BOTH, route='fallback = "@-B/@", retry = { deadline = "400ms" }')
+@case("G17", spots=BOTH, route='fallback = "@-B/@", timeout = { total = "400ms" }')
 async def deadline(at: At) -> None:
-    """One deadline holds over all attempts and waits."""
+    """One time holds over all attempts and waits."""
     at["A"].will(answer(408, b"{}"))
 
     async def never(conn: Conn, seen: Received) -> None:

@@ -8,7 +8,7 @@ import orjson
 
 from tests.fuzz.caller import Ask
 from tests.fuzz.kinds import BODILESS
-from tests.fuzz.plan import DEADLINE, GRACE, IDLE, KEEPALIVE, SLACK
+from tests.fuzz.plan import BEGINS, GRACE, IDLE, KEEPALIVE, SLACK
 from tests.fuzz.rules import Rules
 from tests.fuzz.vendor import Call
 
@@ -57,8 +57,8 @@ class Answered(Rules):
         return not any(call.runs for call in self.ask.calls[:-1])
 
     def an_answer_begins_in_time(self) -> bool:
-        """Who says for how long it waits has an answer before, and all when the deadline is over."""
-        ask, limit = self.ask, self.ask.patience or DEADLINE + SLACK
+        """Who says for how long it waits has an answer before, and all when the last attempt's time is over."""
+        ask, limit = self.ask, self.ask.patience or BEGINS + SLACK
         waits = ask.reading.status is None and not (ask.over or ask.was_paused or ask.rest)
         return not waits or ask.clock() - ask.at < limit
 

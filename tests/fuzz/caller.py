@@ -8,7 +8,7 @@ from typing import cast
 import orjson
 
 from tests.fuzz.kinds import BODILESS, KINDS, Kind
-from tests.fuzz.plan import DEADLINE, IDLE, LEAVING, SLACK, WRITE, Plan
+from tests.fuzz.plan import BEGINS, IDLE, LEAVING, SLACK, WRITE, Plan
 from tests.fuzz.vendor import Call
 from tests.harness.upstream import chunk
 
@@ -77,8 +77,8 @@ def read(raw: bytes) -> Reading:
 class Ask:
     """A request as its caller sees it: the *tag*th, of a caller who has *patience* for so many seconds.
 
-    *unheard*: the proxy took it no more. *rest* is what of it is to be sent later. *was_over*: all
-    had come before the caller left.
+    *unheard*: the proxy took it no more. *rest* is what of it is to be sent later, *at* when the last of it
+    was. *was_over*: all had come before the caller left.
     """
 
     tag: int
@@ -147,7 +147,7 @@ class Ask:
         """Send the rest of a late body."""
         if not self.caller.closed:
             self.caller.transport.write(self.rest)
-        self.rest = b""
+        self.rest, self.at = b"", self.clock()
 
     def leave(self) -> None:
         """Let the caller go away."""
@@ -214,7 +214,7 @@ class Ask:
             return False
         begun = bool(self.calls) and self.calls[-1].status == 200
         last = max(self.at, self.paused_at, *(call.spoke_at for call in self.calls))
-        return self.clock() > last + IDLE + WRITE + SLACK + (0.0 if begun else DEADLINE)
+        return self.clock() > last + IDLE + WRITE + SLACK + (0.0 if begun else BEGINS)
 
     @property
     def alive(self) -> bool:

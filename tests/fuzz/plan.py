@@ -7,6 +7,8 @@ import orjson
 
 CONNECT, FIRST_BYTE, IDLE, WRITE, DEADLINE, KEEPALIVE = 5, 30, 20, 10, 100, 7
 """What is written into the file, in seconds."""
+BEGINS = DEADLINE + CONNECT + 2 * WRITE + FIRST_BYTE
+"""How long it may take until an answer begins: an attempt that was begun in time has all of its own."""
 STALE, GRACE, LEAVING = 0.5, 2.0, 1.0
 """How soon a used connection is closed that was not read, how long a stream may stay open behind its
 marker, and a vendor work for a caller who has left.

@@ -97,8 +97,11 @@ class Recorded(Rules):
         return self.ask.reading.status is not None and self.ask.answering is None
 
     def attempts_are_bounded(self) -> bool:
-        """No more attempts are made than the file allows."""
-        return len(self.record["attempts"]) <= self.ask.plan.attempts
+        """No more attempts are made than the file allows, at each place, nor more that may be billed."""
+        plan, attempts = self.ask.plan, self.record["attempts"]
+        places = sum(map(len, plan.secrets.values()))
+        billed = sum(bool(one["maybe_billed"]) for one in attempts)
+        return len(attempts) <= plan.attempts * places and billed <= plan.attempts
 
     def every_attempt_is_told(self) -> bool:
         """What a vendor has seen is an attempt, and what it has answered was sent."""

@@ -1,10 +1,11 @@
 """What vendors may be asked: which of them, with which key, how often, and after what."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from tests.fuzz.caller import Ask
 from tests.fuzz.kinds import AGAIN, BROKEN, KINDS
-from tests.fuzz.plan import DEADLINE
+from tests.fuzz.plan import CONNECT, DEADLINE
 from tests.fuzz.rules import Rules
 from tests.fuzz.vendor import Call
 
@@ -37,8 +38,20 @@ class Sent(Rules):
         return self.call.secret in self.ask.plan.secrets[self.call.vendor.name]
 
     def attempts_are_bounded(self) -> bool:
-        """No more attempts are made than the file allows."""
-        return len(self.ask.calls) < self.ask.plan.attempts
+        """No more attempts are made at one vendor with one key than the file allows."""
+        place = self.call.vendor, self.call.secret
+        before = [call for call in self.ask.calls if (call.vendor, call.secret) == place]
+        return len(before) < self.ask.plan.attempts
+
+    def bills_are_bounded(self) -> bool:
+        """No more attempts are made that may be billed than the file allows, whoever allows them."""
+        billed = [call.unanswered or call.status in (200, *BROKEN) for call in self.ask.calls]
+        return sum(billed) < self.ask.plan.attempts
+
+    def a_place_is_asked_once(self) -> bool:
+        """Nobody is asked again when somebody else has been asked meanwhile."""
+        places = [(call.vendor.name, call.secret) for call in (*self.ask.calls, self.call)]
+        return len([*groupby(places)]) == len({*places})
 
     def a_5xx_is_failed_over_once(self) -> bool:
         """A request is given to another vendor after a 5xx at most once."""
@@ -66,8 +79,8 @@ class SentInTime(Rules):
         return self.ask.reading.status is None
 
     def nothing_is_sent_after_the_deadline(self) -> bool:
-        """No attempt begins after the deadline over all of them."""
-        return self.call.at - self.ask.at <= DEADLINE or bool(self.ask.rest)
+        """No attempt begins after the deadline over all of them; to be reached takes its own time."""
+        return self.call.at - self.ask.at <= DEADLINE + CONNECT or bool(self.ask.rest)
 
 
 @dataclass
