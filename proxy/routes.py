@@ -176,12 +176,14 @@ Policy = Literal["ordered", "weighted", "least-busy", "fastest"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Targets of which any will do, in the order that *policy* says; *sticky* names a header, in lower
-    case: requests with the same value of it go to the same target.
+    case: requests with the same value of it go to the same target. *idle* are those of weight 0, which
+    get nothing new.
     """
 
     targets: tuple[Target, ...]
     policy: Policy = "ordered"
     sticky: bytes | None = None
+    idle: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -265,7 +265,7 @@ credential = ["ck-CANARY-1", "ck-CANARY-1"]
 retry = { attempts = 11 }
 [routes]
 a = { upstream = "corp", fallback = ["corp/x", "q0q0q0/x"] }
-b = { targets = [{ to = "corp/x", weight = 0 }, "corp/y"], policy = "wieghted" }
+b = { targets = [{ to = "corp/x", weight = -1 }, "corp/y"], policy = "wieghted" }
 c = { upstream = "corp", fallback = "d" }
 d = { upstream = "corp", fallback = "c" }
 """

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +128,7 @@ FULL: dict[str, Any] = {
         "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"},
         "retry": {
             "attempts": 4, "deadline": "60s", "stale": False, "failover_5xx": False, "ambiguous": True,
+            "next": False, "also": [404, 410],
         },
         "keepalive": "15s",
     },
@@ -223,8 +225,8 @@ FULL: dict[str, Any] = {
     "hooks": {"alerts": {"route": "default", "system": "Be brief.", "secret": "hk-0123456789"}},
     "log": {"format": "json", "level": "debug"},
 }  # fmt: skip
-"""Every table and every key that there is, with a value other than the built-in one; but for `ca`
-and `tls`, which name files that must be there.
+"""Every table and every key that there is, with a value other than the built-in one; but for `ca`, `tls`
+and `client_certificate`, which name files that must be there.
 """
 
 
@@ -240,7 +242,8 @@ def test_full_is_full(table: type[Table]) -> None:
     """The file that these tests change piece by piece has every key that there is."""
     keys = {key for path, _ in nodes(FULL) for key in path}
     names = {field.alias or name for name, field in table.model_fields.items()}
-    assert names - {SHORT, "ca", "tls", "certificate", "key"} <= keys
+    files = {"ca", "tls", "client_certificate", "certificate", "key"}
+    assert names - {SHORT, *files} <= keys
 
 
 # Files that work
@@ -351,7 +354,8 @@ def test_full_file() -> None:
     assert [one.weight for one in fast.groups[0].targets] == [1, 2.5, 1]
     assert (fast.groups[0].policy, fast.groups[0].sticky) == ("weighted", b"x-session-id")
     assert (fast.on_context_length, fast.peek, fast.keepalive) == (True, True, 5)
-    assert fast.groups[2].targets[0].retry == Retry(9, None, False, False, True)
+    retry = fast.groups[2].targets[0].retry
+    assert retry == Retry(9, None, False, False, True, next=False, also=(404, 410))
     assert [one.secret.reveal() for one in snapshot.upstreams["openai"].credentials] == [
         "sk-openai-0123456789", "sk-openai-9876543210",
     ]  # fmt: skip
@@ -876,6 +880,9 @@ FITS: dict[Node, tuple[type, ...]] = {
     ("defaults", "retry", "stale"): (bool,),
     ("defaults", "retry", "failover_5xx"): (bool,),
     ("defaults", "retry", "ambiguous"): (bool,),
+    ("defaults", "retry", "next"): (bool,),
+    ("defaults", "retry", "also", 0): (int,),
+    ("defaults", "retry", "also", 1): (int,),
     ("surface", 0, "docs"): (bool,),
     ("surface", 0, "echo_model"): (bool,),
     ("surface", 1, "open"): (bool,),
@@ -1130,6 +1137,71 @@ def test_ca(pem: Path) -> None:
     """A file of certificates is taken, and makes the origin another one."""
     tree = {"upstreams": {"openai": {"ca": str(pem)}}, "routes": {"m": "openai/y"}}
     assert _upstream(read(file_of(tree))).base.origin.ca == str(pem)
+
+
+def a_pair(directory: Path) -> tuple[str, str]:
+    """Write a certificate and its key; return the two files."""
+    made = trustme.CA().issue_cert("trunkline.example")
+    made.cert_chain_pems[0].write_to_path(directory / "client.pem")
+    made.private_key_pem.write_to_path(directory / "client.key")
+    return str(directory / "client.pem"), str(directory / "client.key")
+
+
+def showing(certificate: str, key: str) -> str:
+    table = {"client_certificate": {"certificate": certificate, "key": key}}
+    return file_of({"upstreams": {"openai": table}, "routes": {"m": "openai/y"}})
+
+
+def test_client_certificate(tmp_path: Path) -> None:
+    """What is shown to an upstream makes its origin another one; a route's own upstream may have one too."""
+    pair = a_pair(tmp_path)
+    assert _upstream(read(showing(*pair))).base.origin.certificate == pair
+    files = f'{{ certificate = "{pair[0]}", key = "{pair[1]}" }}'
+    own = f'[routes]\nm = {{ base_url = "https://h/v1", client_certificate = {files} }}'
+    assert route_of(own).first.upstream.base.origin.certificate == pair
+
+
+@pytest.mark.parametrize(
+    ("what", "at"),
+    [
+        ("no certificate", ".certificate"),
+        ("no key", ".key"),
+        ("a directory", ".certificate"),
+        ("a device", ".key"),
+        ("a nought", ".certificate"),
+        ("another's key", ""),
+        ("a key under a password", ""),
+        ("no PEM", ""),
+    ],
+)
+def test_bad_client_certificates(what: str, at: str, tmp_path: Path) -> None:
+    """A certificate and its key are two files that can be read and belong together; what is wrong with
+    either quotes neither.
+    """
+    certificate, key = a_pair(tmp_path)
+    (tmp_path / "other").mkdir()
+    if what == "no certificate":
+        certificate += "x"
+    elif what == "no key":
+        key += "x"
+    elif what == "a directory":
+        certificate = str(tmp_path)
+    elif what == "a device":
+        key = "/dev/zero"
+    elif what == "a nought":
+        certificate += "\0"
+    elif what == "another's key":
+        key = a_pair(tmp_path / "other")[1]
+    elif what == "a key under a password":
+        made = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+        secret = serialization.BestAvailableEncryption(b"CANARY")
+        pkcs8 = serialization.PrivateFormat.PKCS8
+        Path(key).write_bytes(made.private_bytes(serialization.Encoding.PEM, pkcs8, secret))
+    else:
+        Path(certificate).write_text("CANARY")
+    problems = told(showing(certificate, key))
+    assert list(problems) == [f"upstreams.openai.client_certificate{at}"]
+    assert "CANARY" not in str(problems)
 
 
 BAD_NAMES = ["", " ", "a b", "a:", "a\n", "a\r\nb", "ä", "a(b)", "host", "Host", "Content-Length", "transfer-encoding", "Connection", "a\x00"]  # fmt: skip
@@ -1686,6 +1758,32 @@ def route_of(toml: str, model: str = "m", env: Mapping[str, str] | None = None) 
     return route
 
 
+def test_an_alias_of_what_a_pattern_matches() -> None:
+    """Who names a model that only a pattern matches is told what to write: where it leads, under the name that
+    is sent there; but not what a variable holds, nor a place that stands in the route itself.
+    """
+    routes = """
+"gpt-*" = { upstream = "openai", model = "prefix-*" }
+"gpt-4*" = { upstream = "corp" }
+"own-*" = { base_url = "http://own/v1" }
+"""
+    cases = {
+        "gpt-3": '"openai/prefix-3"',
+        "gpt-4o": '"corp/gpt-4o"',
+        "own-a": "`base_url`",
+        "own-*": "`base_url`",
+        "${GPT}": '"openai/MODEL"',
+    }
+    for to, word in cases.items():
+        problems = told(f'{PLACES_TO_GO}{routes}m = "{to}"', {"GPT": "gpt-CANARY"})
+        assert list(problems) == ["routes.m"]
+        assert word in problems["routes.m"]
+        assert "CANARY" not in problems["routes.m"]
+    for text in ('m = "fst"\n"*" = "openai/*"', 'm = "opnai/gpt"\n"*" = "openai/*"'):
+        assert "did you mean" in told(PLACES_TO_GO + text)["routes.m"]
+    assert list(told('[routes]\n"a*" = "abc"')) == ['routes."a*"']
+
+
 def groups(line: str, model: str = "m") -> list[list[str]]:
     """Return where a route written as *line* leads, among `PLACES_TO_GO`."""
     route = route_of(PLACES_TO_GO + line, model)
@@ -1797,8 +1895,8 @@ PLACE = ["fallback", "fallback[1]", "targets[1]", "targets[0].to"]
         ("openai", "is neither a route nor `upstream/model`"),
         ("openai/", "is neither a route nor `upstream/model`"),
         ("/gpt", "is neither a route nor `upstream/model`"),
-        ("q/x", "is neither a route nor `upstream/model`"),
-        ("q/*", '"q/*" is a pattern; name a model that it matches'),
+        ("q/x", '"q/x" has no line of its own: only "q/*" matches it; write "corp/x"'),
+        ("q/*", '"q/*" is a pattern; write "corp/MODEL", the place itself'),
         ("openai/*", "`*` in a model"),
         ("${TO}", '"${TO}" is neither a route nor `upstream/model`'),
     ],
@@ -1886,12 +1984,29 @@ def test_bad_ways_on(line: str, path: str, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "weight", ["0", "-1", "0.0", "-0.5", "inf", "-inf", "nan", "1000001", '"3"', "true", "[1]"]
+    "weight", ["-1", "-0.5", "inf", "-inf", "nan", "1000001", '"3"', "true", "[1]"]
 )
 def test_bad_weights(weight: str) -> None:
-    """A weight is a positive number within reason."""
+    """A weight is a number within reason, and not below 0."""
     lines = f'm = {{ targets = ["groq/x", {{ to = "corp/y", weight = {weight} }}], policy = "weighted" }}'
     assert list(told(PLACES_TO_GO + lines)) == ["routes.m.targets[1].weight"]
+
+
+@pytest.mark.parametrize("policy", ["ordered", "weighted", "least-busy", "fastest"])
+@pytest.mark.parametrize("weight", ["0", "0.0"])
+def test_no_weight(weight: str, policy: str) -> None:
+    """A target of weight 0 is none of those that are asked, by whatever policy; what it says is checked all
+    the same, and one at least has some weight.
+    """
+    lines = 'm = {{ targets = ["groq/x", {{ to = "{}", weight = {} }}], policy = "{}" }}'
+    (group,) = route_of(PLACES_TO_GO + lines.format("corp/y", weight, policy)).groups
+    assert [one.upstream.name for one in group.targets] == ["groq"]
+    assert [one.upstream.name for one in group.idle] == ["corp"]
+    assert list(told(PLACES_TO_GO + lines.format("nowhere/y", weight, policy))) == [
+        "routes.m.targets[1].to"
+    ]
+    none = f'm = {{ targets = [{{ to = "corp/y", weight = {weight} }}] }}'
+    assert list(told(PLACES_TO_GO + none)) == ["routes.m.targets"]
 
 
 @pytest.mark.parametrize("weight", [1, 3, 0.001, 2.5, 1_000_000])
@@ -2061,6 +2176,12 @@ def test_one_place_shares_with_nobody(line: str) -> None:
         ("stale = 1", "stale", "boolean"),
         ('failover_5xx = "no"', "failover_5xx", "boolean"),
         ("ambiguous = []", "ambiguous", "boolean"),
+        ("next = 1", "next", "boolean"),
+        ("also = 404", "also", "list"),
+        ('also = ["404"]', "also[0]", "integer"),
+        ("also = [404, 200]", "also[1]", "greater than or equal to 400"),
+        ("also = [600]", "also[0]", "less than or equal to 599"),
+        ("also = [404.5]", "also[0]", "integer"),
         ("attempt = 3", "attempt", 'did you mean "attempts"?'),
         ("failover = false", "failover", "unknown key"),
     ],
@@ -2072,6 +2193,17 @@ def test_bad_retry(table: str, line: str, key: str, word: str) -> None:
     problems = told(f"{routes}[{table}]\n{more}retry = {{ {line} }}\n", {"N": "3000000"})
     assert list(problems) == [f"{table}.retry.{key}"]
     assert word in problems[f"{table}.retry.{key}"]
+
+
+@pytest.mark.parametrize("table", ["defaults", "upstreams.openai", "routes.m"])
+def test_retry_also(table: str) -> None:
+    """`also` is taken wherever `retry` stands, and the list nearest to the route counts, whole."""
+    more = 'upstream = "openai"\n' if table == "routes.m" else ""
+    toml = (
+        f"{'' if more else ROUTES}[{table}]\n{more}retry = {{ also = [404, 424], next = false }}\n"
+    )
+    retry = route_of(toml).first.retry
+    assert (retry.also, retry.next) == ((404, 424), False)
 
 
 @pytest.mark.parametrize("value", ["3", "true", '"3"', "[3]"])

@@ -965,7 +965,9 @@ VERDICTS = [
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 async def test_no_tunnel(ca: str, verdict: bytes) -> None:
-    """An egress proxy that gives no way through is told like an upstream that cannot be reached."""
+    """An egress proxy that gives no way through is told like an upstream that cannot be reached; one that would
+    say the same again, to whom it does not know say, is asked once.
+    """
     async with Upstream() as upstream, Egress(upstream.port, verdict) as egress:
         extra = f'proxy = "http://user:secret@127.0.0.1:{egress.port}"\n{ca}'
         async with serving(to("https://up.invalid/v1", extra)) as proxy:
@@ -975,6 +977,7 @@ async def test_no_tunnel(ca: str, verdict: bytes) -> None:
             assert (await proxy.record())["attempts"][0]["phase"] == "unsent"
             assert "secret" not in proxy.log.read_text()
         assert upstream.connections == []
+        assert len(egress.heads) == (1 if b" 407 " in verdict else 3)
 
 
 async def test_a_tunnel_to_somebody_else(ca: str) -> None:
@@ -1014,6 +1017,169 @@ async def test_absolute_form(user: str) -> None:
         auth = b"Basic " + base64.b64encode(b"us@er:p:ss/")
         assert seen.values(b"proxy-authorization") == ([auth] if user else [])
         assert len(egress.connections) == 1
+
+
+async def test_an_egress_proxy_that_does_not_know_us(upstream: Upstream) -> None:
+    """A 407 of the egress proxy of a plain upstream is ours to mend, and not shown; it is asked once, and so
+    is another upstream.
+    """
+    async with Upstream() as egress:
+        challenge = (b"Proxy-Authenticate", b'Basic realm="canary"')
+        egress.will(answer(407, b"canary", [JSON, challenge]))
+        toml = to("http://up.invalid/v1", f'proxy = "http://us:er@{egress.authority}"')
+        toml += f"""
+other = {{ upstream = "up", fallback = ["well/m"] }}
+[upstreams.well]
+base_url = "{upstream.url}"
+"""
+        async with serving(toml) as proxy:
+            got = await call(proxy.port, chat())
+            assert (got.status, got.code) == (502, "upstream_connect")
+            assert b"canary" not in got.raw
+            [attempt] = (await proxy.record())["attempts"]
+            assert (attempt["phase"], attempt["maybe_billed"]) == ("unsent", False)
+            assert len(egress.requests) == 1
+            assert (await call(proxy.port, chat("other"))).status == 200
+        assert len(egress.requests) == 2
+
+
+async def test_a_407_of_an_upstream_is_its_own(proxy: Proxy, upstream: Upstream) -> None:
+    """Where there is no egress proxy, a 407 is an answer like any other."""
+    upstream.will(answer(407, b"theirs"))
+    got = await call(proxy.port, chat())
+    assert (got.status, got.body, len(upstream.requests)) == (407, b"theirs", 1)
+
+
+# Certificates that we show
+
+
+class Demanding:
+    """An upstream at `localhost` that serves those only whose certificate *trusted* has signed; *read* is what
+    it has read of requests. In threads: the loops' own servers send no alert.
+    """
+
+    def __init__(self, version: ssl.TLSVersion, trusted: trustme.CA) -> None:
+        self.read: list[bytes] = []
+        self._tls = context(AUTHORITY, "localhost")
+        self._tls.maximum_version = version
+        self._tls.verify_mode = ssl.CERT_REQUIRED
+        trusted.configure_trust(self._tls)
+
+    def __enter__(self) -> "Demanding":
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://localhost:{self._sock.getsockname()[1]}/v1"
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._sock.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self._serve(self._sock.accept()[0])
+
+    def _serve(self, sock: socket.socket) -> None:
+        sock.settimeout(5)
+        with sock, suppress(OSError):
+            tls = self._tls.wrap_socket(sock, server_side=True)
+            self.read.append(tls.recv(65536))
+            tls.sendall(head(200, [JSON, LENGTH, (b"Connection", b"close")]) + OK)
+            tls.close()
+
+
+def shown(authority: trustme.CA, directory: Path, name: str = "client") -> str:
+    """Write a certificate and its key; return the line of a table that shows it."""
+    certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
+    made = authority.issue_cert("trunkline@example.org")
+    certificate.write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    return f'client_certificate = {{ certificate = "{certificate}", key = "{key}" }}'
+
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_certificate(ca: str, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """An upstream that wants a certificate of us is shown the one in its table, and takes requests then."""
+    with Demanding(version, AUTHORITY) as upstream:
+        extra = f"{ca}\n{shown(AUTHORITY, tmp_path)}"
+        async with serving(to(upstream.url, extra)) as proxy:
+            for _ in range(2):
+                assert (await call(proxy.port, chat())).status == 200
+        assert len(upstream.read) == 2
+
+
+@pytest.mark.parametrize("what", ["none", "another's"])
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("where", [serving, process])
+async def test_a_client_certificate_that_is_not_taken(
+    ca: str, tmp_path: Path, upstream: Upstream, version: ssl.TLSVersion, what: str, where: Any
+) -> None:
+    """An upstream that does not get the certificate which it demands has read nothing: the caller is told of
+    TLS, nothing is billed, nothing sent again there, though TLS 1.3 says so to what was sent already;
+    another upstream is asked.
+    """
+    with Demanding(version, AUTHORITY) as demanding:
+        extra = ca + ("" if what == "none" else "\n" + shown(trustme.CA(), tmp_path))
+        toml = to(demanding.url, extra)
+        toml += f"""
+other = {{ upstream = "up", fallback = ["well/m"] }}
+[upstreams.well]
+base_url = "{upstream.url}"
+"""
+        async with where(toml) as proxy:
+            got = await call(proxy.port, chat())
+            assert (got.status, got.code) == (502, "upstream_tls")
+            assert got.value(b"x-should-retry") is None
+            attempts = (await proxy.record())["attempts"]
+            for attempt in attempts:
+                assert (attempt["phase"], attempt["error"]) == ("unsent", "upstream_tls")
+                assert attempt["maybe_billed"] is False
+            if version is ssl.TLSVersion.TLSv1_3:
+                assert len(attempts) == 1
+                assert "alert" in (await proxy.event("upstream_certificate"))["reason"]
+            assert (await call(proxy.port, chat("other"))).status == 200
+        assert demanding.read == []
+        assert len(upstream.requests) == 1
+
+
+async def test_a_client_certificate_is_read_anew(ca: str, tmp_path: Path) -> None:
+    """A reload shows what the files hold by then; until then the old one is shown."""
+    line = shown(trustme.CA(), tmp_path)
+    with Demanding(ssl.TLSVersion.TLSv1_3, AUTHORITY) as upstream:
+        toml = to(upstream.url, f"{ca}\n{line}")
+        async with process(toml) as proxy:
+            assert (await call(proxy.port, chat())).code == "upstream_tls"
+            shown(AUTHORITY, tmp_path)
+            assert (await call(proxy.port, chat())).code == "upstream_tls"
+            assert (await proxy.reload())["event"] == "reloaded"
+            assert (await call(proxy.port, chat())).status == 200
+
+
+async def test_upstreams_show_their_own(ca: str, tmp_path: Path) -> None:
+    """What one upstream's table shows, another's does not, though they be one place."""
+    with Demanding(ssl.TLSVersion.TLSv1_3, AUTHORITY) as upstream:
+        url = upstream.url
+        toml = f"""
+[upstreams.a]
+base_url = "{url}"
+{ca}
+{shown(AUTHORITY, tmp_path)}
+[upstreams.b]
+base_url = "{url}"
+{ca}
+[routes]
+a = {{ upstream = "a" }}
+b = {{ upstream = "b" }}
+"""
+        async with serving(toml) as proxy:
+            assert (await call(proxy.port, chat("a"))).status == 200
+            assert (await call(proxy.port, chat("b"))).code == "upstream_tls"
 
 
 async def test_the_environment_is_ignored(upstream: Upstream, tmp_path: Path) -> None:

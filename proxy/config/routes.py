@@ -133,7 +133,7 @@ class Routes:
             if other is None:
                 return ()
             if other.pattern.prefix:
-                self._draft.problem(path, f'"{to}" is a pattern; name a model that it matches')
+                self._draft.problem(path, f'"{to}" is a pattern; {self._instead(other, None)}')
                 return ()
             if other.switch is not None and not alias:
                 self._draft.problem(path, f'"{to}" goes by a header; name one place')
@@ -148,9 +148,31 @@ class Routes:
         if not told and not draft.is_told("routes", to):
             known = [f"{upstream}/{model}" for upstream in self._upstreams.known()]
             hint = draft.hint(path, to, known if slash else [*draft.file.routes][:200])
-            shown = draft.quoted(path)
+            shown, pattern = draft.quoted(path), self._matching(to)
+            if pattern is not None and (pattern.pattern.literal or not hint):
+                asked = to if draft.at(path) == to else None  # what a variable holds is not told
+                which = f'has no line of its own: only "{pattern.name}" matches it'
+                draft.problem(path, f"{shown} {which}; {self._instead(pattern, asked)}")
+                return ()
             draft.problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
         return ()
+
+    def _matching(self, asked: str) -> Route | None:
+        """Return the route whose pattern is the longest that matches *asked*, if it can be told."""
+        patterns = [Pattern.parse(name) for name in self._draft.file.routes if name.endswith("*")]
+        fitting = [pattern for pattern in patterns if pattern.matches(asked)]
+        if not fitting:
+            return None
+        name = max(fitting, key=lambda pattern: len(pattern.literal)).literal + "*"
+        return None if name in self._making else self._route(name)
+
+    def _instead(self, pattern: Route, asked: str | None) -> str:
+        """Say what to write in the place of what leads to *pattern*: for the model *asked*, if it is known."""
+        target = pattern.first
+        if target.upstream.name not in self._upstreams.known():  # it stands in the route itself
+            return "give the model a line of its own, with that `base_url`"
+        model = "MODEL" if asked is None else pattern.model_sent(target, asked)
+        return f'write "{target.upstream.name}/{model}", the place itself'
 
     def _switch(self, name: str, table: RouteTable, path: Path) -> Switch:
         """Return where the route *name* leads by the value of a header."""
@@ -223,6 +245,7 @@ class Routes:
                 draft.problem((*path, "sticky"), "is not the name of a header")
             sticky = table.sticky.lower().encode("utf-8", "replace")
         targets: list[Target] = []
+        idle: list[Target] = []
         for index, one in enumerate(table.targets):
             at: Path = (*path, "targets", index)
             here = at if isinstance(draft.at(at), str) else (*at, "to")
@@ -230,8 +253,12 @@ class Routes:
             if len(places) > 1 or (places and len(places[0].targets) > 1):
                 draft.problem(here, "is a route with several targets; name one place")
             elif places:
-                targets.append(replace(places[0].targets[0], weight=one.weight))
-        return [Group(tuple(targets), table.policy or "ordered", sticky)] if targets else []
+                target = replace(places[0].targets[0], weight=one.weight)
+                (targets if one.weight else idle).append(target)
+        if idle and not targets:
+            draft.problem((*path, "targets"), "have all the weight 0: none of them gets anything")
+        group = Group(tuple(targets), table.policy or "ordered", sticky, tuple(idle))
+        return [group] if targets else []
 
     def _upstream(self, name: str, table: RouteTable, path: Path) -> Upstream | None:
         """Return the one upstream of a route that is written as a table."""
