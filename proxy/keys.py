@@ -1,5 +1,6 @@
 """Keys: what clients present to us, who they are, and which models they may ask for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from hashlib import sha256
@@ -41,6 +42,9 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._by_digest)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._by_digest.values())
 
     def find(self, presented: bytes) -> Key | None:
         """Return the key whose text is *presented*.

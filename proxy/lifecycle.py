@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,12 +42,14 @@ class CannotStart(Exception):
 
 Ready = Callable[[Address], None]
 """Is told the first address that is listened on, once it is."""
+Reload = Callable[[bool], Snapshot]
+"""Reads the file anew, and is told whether keys were in force before. Raises `ConfigError`."""
 
 
-def run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready) -> None:
+def run(snapshot: Snapshot, reload: Reload, ready: Ready) -> None:
     """Serve *snapshot* until a signal says to stop; tell *ready* when it begins.
 
-    SIGHUP asks *reload* for another one (which raises `ConfigError`). Raises `CannotStart`.
+    SIGHUP asks *reload* for another one. Raises `CannotStart`.
     """
     check_parser()
     try:
@@ -56,7 +59,7 @@ def run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready) -> Non
         raise CannotStart(str(error)) from None
 
 
-async def _run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready) -> None:
+async def _run(snapshot: Snapshot, reload: Reload, ready: Ready) -> None:
     loop = asyncio.get_running_loop()
     stop, now, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -86,7 +89,7 @@ async def _run(snapshot: Snapshot, reload: Callable[[], Snapshot], ready: Ready)
 
 async def _serve(
     running: Running,
-    reload: Callable[[], Snapshot],
+    reload: Reload,
     stop: asyncio.Event,
     now: asyncio.Event,
     again: asyncio.Event,
@@ -165,16 +168,14 @@ async def _leave(running: Running) -> None:
     await running.drain(settings.drain)
 
 
-async def _reload_for_ever(
-    running: Running, reload: Callable[[], Snapshot], again: asyncio.Event
-) -> None:
+async def _reload_for_ever(running: Running, reload: Reload, again: asyncio.Event) -> None:
     """Read the file anew whenever *again* is set; one that cannot be used changes nothing."""
     begun = running.snapshot
     while True:
         await again.wait()
         again.clear()
         try:
-            await running.apply(await in_time(reload))
+            await running.apply(await in_time(partial(reload, running.snapshot.keyed)))
         except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
             report(running.log, error)
         else:
@@ -223,9 +224,12 @@ def announce(
         digest=snapshot.digest[:12],
         listen=[str(address) for address in addresses],
         routes=len(snapshot.routes.routes),
-        keys=len(snapshot.keys),
+        keys=snapshot.keys_in_force(datetime.now(UTC)),
         **further,
     )
+    if snapshot.closed:
+        reason = "keys were in force before, and the file has none: none is valid now"
+        log.events.warning("closed", surfaces=[*snapshot.closed], reason=reason)
 
 
 def check_parser() -> None:

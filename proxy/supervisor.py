@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -468,7 +468,7 @@ class _Supervisor:
             self._announce("reloaded", workers=self._plan.count, takes_restart=restart)
 
     def _read(self) -> tuple[Source, Snapshot]:
-        source = self._plan.read()
+        source = replace(self._plan.read(), keyed=self._snapshot.keyed)
         return source, self._plan.make(source)
 
     async def _pass_to_all(self, source: Source) -> list[str]:
@@ -563,7 +563,11 @@ def _why(error: Exception) -> str:
 
 
 def _told(source: Source) -> dict[str, Any]:
-    return {"content": source.content.decode(), "variables": dict(source.variables)}
+    return {
+        "content": source.content.decode(),
+        "variables": dict(source.variables),
+        "keyed": source.keyed,
+    }
 
 
 async def _returned(value: Any) -> Any:

@@ -92,6 +92,11 @@ class Surface:
     trusted: tuple[Network, ...] = ()
     tls: Tls | None = None
 
+    @property
+    def exposed(self) -> bool:
+        """Return whether somebody who is not on this machine can connect here."""
+        return not all(address.loopback for address in self.listen)
+
     def shows(self, model: str) -> bool:
         """Return whether *model* may be seen and called here."""
         return self.routes is None or any(pattern.matches(model) for pattern in self.routes)

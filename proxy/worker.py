@@ -155,7 +155,7 @@ class _Worker:
 
 
 def _source(told: dict[str, Any]) -> Source:
-    return Source(told["content"].encode(), told["variables"])
+    return Source(told["content"].encode(), told["variables"], told["keyed"])
 
 
 async def _until(event: asyncio.Event) -> None:

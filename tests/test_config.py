@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -51,14 +51,18 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def read(
-    toml: str | bytes, env: Mapping[str, str] | None = None, *, listen: str | None = None
+    toml: str | bytes,
+    env: Mapping[str, str] | None = None,
+    *,
+    listen: str | None = None,
+    keyed: bool = False,
 ) -> Snapshot:
     """Load *toml* from a file, quickly."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "routes.toml")
         file.write_bytes(toml if isinstance(toml, bytes) else toml.encode())
         with within(3):
-            return load(file, env or {}, listen=listen)
+            return load(file, env or {}, listen=listen, keyed=keyed)
 
 
 def told(
@@ -218,11 +222,11 @@ FULL: dict[str, Any] = {
         "own/*": {"base_url": "http://[::1]:8000/v1", "credential": "sk-own-0123456789", "model": "*"},
     },
     "keys": {
-        "team": "tk-0123456789",
+        "team": "tk-0123456789abcdef",
         "mobile": {"hash": HASH, "models": ["default", "openai/*"], "expires": date(2027, 6, 30)},
-        "long": {"secret": "tk-9876543210"},
+        "long": {"secret": "tk-9876543210abcdef"},
     },
-    "hooks": {"alerts": {"route": "default", "system": "Be brief.", "secret": "hk-0123456789"}},
+    "hooks": {"alerts": {"route": "default", "system": "Be brief.", "secret": "hk-0123456789abcdef"}},
     "log": {"format": "json", "level": "debug"},
 }  # fmt: skip
 """Every table and every key that there is, with a value other than the built-in one; but for `ca`, `tls`
@@ -263,13 +267,13 @@ team = "${TEAM_KEY}"
 
 def test_smallest_useful_file() -> None:
     """Two vendors behind one key take ten lines."""
-    env = {"TEAM_KEY": "tk-1", "CORP_KEY": "ck-1", "OPENAI_API_KEY": "ok-1"}
+    env = {"TEAM_KEY": "tk-0123456789abcdef", "CORP_KEY": "ck-1", "OPENAI_API_KEY": "ok-1"}
     snapshot = read(SMALLEST, env)
     (surface,) = snapshot.surfaces
     assert surface.listen == (Address("0.0.0.0", 8080),)
     assert surface.auth == "keys"
     assert surface.base_paths == ("/api/v1", "/v1", "")
-    assert snapshot.keys.find(b"tk-1") is not None
+    assert snapshot.keys.find(b"tk-0123456789abcdef") is not None
     sent = {}
     for asked in ("gpt-4o", "claude-3-5-sonnet", "claude-opus", "corp/m"):
         route = snapshot.routes.match(asked)
@@ -367,7 +371,7 @@ def test_full_file() -> None:
     assert mobile.expires == date(2027, 6, 30)
     assert mobile.may_ask("openai/x")
     assert not mobile.may_ask("qwen/x")
-    assert snapshot.keys.find(b"tk-9876543210") is not None
+    assert snapshot.keys.find(b"tk-9876543210abcdef") is not None
 
 
 def test_timeouts_say_who_set_them() -> None:
@@ -396,9 +400,9 @@ def test_digest_is_of_the_file() -> None:
 
 def test_line_ends_and_comments_do_not_matter() -> None:
     """A file written on another system means the same."""
-    assert read(SMALLEST.replace("\n", "\r\n"), {"TEAM_KEY": "a", "CORP_KEY": "b"}).routes.match(
-        "claude-x"
-    )
+    assert read(
+        SMALLEST.replace("\n", "\r\n"), {"TEAM_KEY": "tk-0123456789abcdef", "CORP_KEY": "b"}
+    ).routes.match("claude-x")
 
 
 def place(route: Route, target: Target, asked: str = "m") -> str:
@@ -515,7 +519,7 @@ def test_all_of_the_design(pem: Path, secret: Path) -> None:
     """Of the file that shows everything, each key is understood or refused as not built yet."""
     toml = DESIGN.replace("FILE", str(pem)).replace("SECOND", str(secret)).replace("HASH", HASH)
     names = ("OPENAI_API_KEY", "CORP_KEY", "TEAM_KEY", "HOOK_ALERTS_SECRET")
-    problems = told(toml, {name: f"{name}-secret" for name in names})
+    problems = told(toml, {name: f"{name}-secret-0123" for name in names})
     assert set(problems) == {
         "keys.mobile.limits", "store", "test",
     }  # fmt: skip
@@ -731,11 +735,23 @@ def secret(tmp_path: Path) -> Path:
         ("${VAR:-a b/c}", {}, "a b/c"),
         ("x${VAR:-}", {}, "x"),
         ("$$", {}, "$"),
+        ("${NO:-a$$b}", {}, "a$b"),
+        ("${NO:-$$}", {}, "$"),
+        ("${VAR}", {"VAR": "$NAME"}, "$NAME"),
+        ("pa$word", {}, "pa$word"),
+        ("pa$WORD!", {}, "pa$WORD!"),
+        ("$", {}, "$"),
+        ("a $ b", {}, "a $ b"),
+        ("$5", {}, "$5"),
+        ("$x^2$", {}, "$x^2$"),
+        ("US$A", {}, "US$A"),
+        ("$$NAME", {}, "$NAME"),
+        ("Bearer $$TEAM_KEY", {}, "Bearer $TEAM_KEY"),
+        ("http://me:pa$WO:x", {}, "http://me:pa$WO:x"),
         ("$${VAR}", {"VAR": "x"}, "${VAR}"),
         ("$$$$", {}, "$$"),
         ("$$${VAR}", {"VAR": "x"}, "$x"),
         ("a$b", {}, "a$b"),
-        ("$VAR", {"VAR": "x"}, "$VAR"),
         ("a$", {}, "a$"),
         ("}${VAR}{", {"VAR": "x"}, "}x{"),
         ("${file:@}", {}, SECRET_FILE),
@@ -755,6 +771,49 @@ def test_references(text: str, env: dict[str, str], value: str, secret: Path) ->
     route = read(file_of(tree), env).routes.match("m")
     assert route is not None
     assert route.first.model == value
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("$TEAM_KEY", "${TEAM_KEY}"),
+        ("$KEY_2", "${KEY_2}"),
+        ("Bearer $TEAM_KEY", "${TEAM_KEY}"),
+        ("a $AB b", "${AB}"),
+        ("pa$WORD", "${WORD}"),
+        ("${NO:-$TEAM_KEY}", "${TEAM_KEY}"),
+        ("${HOME_OF:-x} $TEAM_KEY", "${TEAM_KEY}"),
+        ("$$$TEAM_KEY", "${TEAM_KEY}"),
+        ("$team_key", "${NAME}"),
+        ("$eCRET5", "${NAME}"),
+        ("$A1B2C3D4E5", "${NAME}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [("keys", "k"), ("routes", "m", "model"), ("upstreams", "openai", "credential")]
+)
+def test_variable_without_braces(text: str, shown: str, path: tuple[str, ...]) -> None:
+    """A variable without its braces would be a secret that everybody can read: it is refused, with both
+    ways to write what may be meant; a name that may be a password is not repeated.
+    """
+    tree: dict[str, Any] = {"routes": {"m": {"upstream": "openai", "model": "x"}}}
+    table = tree
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+    table[path[-1]] = text
+    problems = told(file_of(tree), {"TEAM_KEY": "sk-CANARY-0123456789"})
+    assert list(problems) == [dotted(path)]
+    assert shown in problems[dotted(path)]
+    assert "`$$`" in problems[dotted(path)]
+    assert "eCRET5" not in problems[dotted(path)]
+    assert "A1B2C3" not in problems[dotted(path)]
+
+
+def test_dollars_in_a_prompt() -> None:
+    """What a hook's model is told may speak of any variable."""
+    hook = {"route": "m", "system": "$PATH"}
+    snapshot = read(file_of({"routes": {"m": "openai/x"}, "hooks": {"a": hook}}))
+    assert snapshot.hooks["a"].system == "$PATH"
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
@@ -841,7 +900,7 @@ def test_secret_file_of_a_preset(used: bool, secret: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("toml", ['[routes]\nm = "openai/x"', ROUTES + '[keys]\nk = "${K}"'])
 def test_key_where_its_file_should_be_named(toml: str) -> None:
     """Who puts a secret itself into `VAR_FILE` does not find it in the message."""
-    env = {"OPENAI_API_KEY_FILE": "sk-proj-0123456789", "K_FILE": "tk-0123456789"}
+    env = {"OPENAI_API_KEY_FILE": "sk-proj-0123456789", "K_FILE": "tk-0123456789abcdef"}
     assert told(toml, env)
 
 
@@ -1584,7 +1643,7 @@ def test_endpoints(endpoint: str, fits: bool) -> None:
 
 def test_accept_what_google_sends() -> None:
     """Google's header may be among those that hold a key, alone too; by default all are."""
-    toml = f'[server]\naccept = ["x-goog-api-key"]\n[keys]\nk = "tk-1"\n{ROUTES}'
+    toml = f'[server]\naccept = ["x-goog-api-key"]\n[keys]\nk = "tk-0123456789abcdef"\n{ROUTES}'
     assert read(toml).surfaces[0].accept == (b"x-goog-api-key",)
     assert set(read(ROUTES).surfaces[0].accept) == {
         b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key",
@@ -2477,7 +2536,7 @@ def test_bad_keys(keys: dict[str, Any], path: str) -> None:
 
 def test_same_key_twice_names_the_other() -> None:
     """Two names for one key are told with both names, and without the key."""
-    problems = told('[keys]\na = "${K}"\nb = "${K}"\n' + ROUTES, {"K": "tk-0123456789"})
+    problems = told('[keys]\na = "${K}"\nb = "${K}"\n' + ROUTES, {"K": "tk-0123456789abcdef"})
     assert problems == {"keys.b": 'is the same key as "a"'}
 
 
@@ -2503,11 +2562,12 @@ def test_exposed_without_auth(listen: str | list[str]) -> None:
     server["open"] = True
     assert read(file_of(tree)).surfaces[0].auth == "none"
     del server["open"]
-    assert read(file_of({**tree, "keys": {"k": "x"}})).surfaces[0].auth == "keys"
+    keys = {"keys": {"k": "tk-0123456789abcdef"}}
+    assert read(file_of({**tree, **keys})).surfaces[0].auth == "keys"
     server["auth"] = "passthrough"
     assert read(file_of(tree)).surfaces[0].auth == "passthrough"
     server["auth"] = "none"
-    assert told(file_of({**tree, "keys": {"k": "x"}}))
+    assert told(file_of({**tree, **keys}))
 
 
 @pytest.mark.parametrize(
@@ -2566,6 +2626,133 @@ def test_listen_override() -> None:
     assert second.listen != there
 
 
+@pytest.mark.parametrize("keys", ["[keys]\n", "[keys]\n\n", "keys = {}\n"])
+@pytest.mark.parametrize("auth", ["", 'auth = "keys"\n'])
+@pytest.mark.parametrize("listen", ["127.0.0.1:80", "0.0.0.0:80"])
+def test_empty_keys_are_keys(keys: str, auth: str, listen: str) -> None:
+    """A table of keys means keys though none is in it: nobody is let in, on any address."""
+    first, then = (keys, "") if keys.startswith("keys") else ("", keys)
+    text = f'{first}[server]\nlisten = "{listen}"\n{auth}{then}{ROUTES}'
+    snapshot = read(text)
+    assert (snapshot.surfaces[0].auth, len(snapshot.keys)) == ("keys", 0)
+    assert (snapshot.keyed, snapshot.closed, snapshot.notes) == (True, (), ())
+
+
+def test_auth_keys_without_a_table() -> None:
+    """Who says `auth = "keys"` has keys, and none of them is valid."""
+    snapshot = read(f'[server]\nlisten = "0.0.0.0:80"\nauth = "keys"\n{ROUTES}')
+    assert (snapshot.surfaces[0].auth, len(snapshot.keys), snapshot.closed) == ("keys", 0, ())
+
+
+KEYLESS = """
+[[surface]]
+name = "new"
+listen = ["0.0.0.0:1", "unix:/tmp/x"]
+[[surface]]
+name = "free"
+listen = "127.0.0.1:2"
+auth = "none"
+[[surface]]
+name = "kept"
+listen = "127.0.0.1:3"
+open = true
+[hooks.a]
+route = "m"
+"""
+
+
+def test_absence_closes_where_keys_were() -> None:
+    """After keys were in force, a surface that says nothing of keys asks for them, wherever it listens;
+    only the word `none` opens it.
+    """
+    with pytest.raises(ConfigError, match="open = true"):
+        read(KEYLESS + ROUTES)
+    snapshot = read(KEYLESS + ROUTES, keyed=True)
+    assert [surface.auth for surface in snapshot.surfaces] == ["keys", "none", "keys"]
+    assert snapshot.closed == ("new", "kept")
+    assert set(snapshot.hooks) == {"a"}  # as long as a surface on loopback is open by its own word
+    shut = read(KEYLESS.replace('auth = "none"', "") + ROUTES, keyed=True)
+    assert shut.closed == ("new", "free", "kept")
+    assert not shut.hooks
+    assert read(ROUTES, keyed=True).keyed
+
+
+def test_keys_in_force() -> None:
+    """Counted are the keys that open something today."""
+    now = datetime(2027, 7, 1, tzinfo=UTC)
+    keys = f'[keys]\na = "{"a" * 20}"\nb = {{ secret = "{"b" * 20}", expires = 2027-06-30 }}\n'
+    assert read(keys + ROUTES).keys_in_force(now) == 1
+    assert read(f'[server]\nauth = "none"\n{keys}{ROUTES}').keys_in_force(now) == 0
+
+
+def test_no_keys_is_noted() -> None:
+    """A file that opens only where no process had keys before says so to who checks it."""
+    (note,) = read(ROUTES).notes
+    assert str(note).startswith("server: asks for no key")
+    assert 'auth = "none"' in note.message
+    assert not read('[server]\nauth = "none"\n' + ROUTES).notes
+    assert not read('[server]\nauth = "passthrough"\n' + ROUTES).notes
+
+
+GUESSABLE = [
+    "changeme",
+    "sk-1234",
+    "fifteen-letters",
+    "AH_SMKRPA_00000000000000000000000000000000",
+    "ah-00000000000000000000000000000000",
+    "humiris-00000000000000000000000000000000",
+]
+
+
+@pytest.mark.parametrize("text", GUESSABLE)
+@pytest.mark.parametrize("where", ["key", "table", "hash", "variable", "hook"])
+def test_guessable(text: str, where: str) -> None:
+    """What opens the proxy and can be guessed is refused by name where strangers reach it, noted where
+    only this machine does; of a hash it is known where the text is one that all know.
+    """
+    opens, path, env = {
+        "key": (f'[keys]\nk = "{text}"\n', "keys.k", {}),
+        "table": (f'[keys.k]\nsecret = "{text}"\n', "keys.k", {}),
+        "hash": (
+            f'[keys.k]\nhash = "sha256:{sha256(text.encode()).hexdigest()}"\n', "keys.k", {},
+        ),
+        "variable": ('[keys]\nk = "${K}"\n', "keys.k", {"K": text}),
+        "hook": (
+            f'[keys]\n[hooks.a]\nroute = "m"\nsecret = "{text}"\n', "hooks.a.secret", {},
+        ),
+    }[where]  # fmt: skip
+    if where == "hash" and text == "fifteen-letters":
+        assert not read(f'[server]\nlisten = "0.0.0.0:1"\n{opens}{ROUTES}', env).notes
+        return
+    for listen in ("127.0.0.1:1", "[::1]:1", "unix:/tmp/x"):
+        (note,) = read(f'[server]\nlisten = "{listen}"\n{opens}{ROUTES}', env).notes
+        assert str(note).startswith(f"{path}: ")
+    exposed = f'[server]\nlisten = ["127.0.0.1:1", "0.0.0.0:1"]\n{opens}{ROUTES}'
+    problems = told(exposed, env)
+    assert list(problems) == [path]
+    assert text not in problems[path]
+    assert "trunkline keys new" in problems[path]
+
+
+def test_guessable_where_no_key_is_asked_for() -> None:
+    """A weak key is not refused for the sake of a surface that asks for none; a hook's secret is, since
+    hooks answer on every surface.
+    """
+    keys = '[keys]\nk = "weak"\n'
+    text = f'[[surface]]\nname = "a"\nlisten = "127.0.0.1:1"\n[[surface]]\nname = "b"\nlisten = "0.0.0.0:1"\nauth = "none"\nopen = true\n{ROUTES}'
+    assert len(read(text + keys).notes) == 1
+    assert set(told(text + keys + '[hooks.a]\nroute = "m"\nsecret = "weak"\n')) == {
+        "hooks.a.secret"
+    }
+
+
+@pytest.mark.parametrize("text", ["sixteen-letters!", "sk-mobile-0123456789abcdef"])
+def test_not_guessable(text: str) -> None:
+    """Sixteen characters that stand in no list are a key."""
+    keys = f'[server]\nlisten = "0.0.0.0:1"\n[keys]\nk = "{text}"\n[hooks.a]\nroute = "m"\nsecret = "{text}"\n'
+    assert not read(keys + ROUTES).notes
+
+
 @pytest.mark.parametrize(
     ("tree", "paths"),
     [
@@ -2576,8 +2763,6 @@ def test_listen_override() -> None:
         ),
         ({"surface": [{}, {"listen": "127.0.0.1:1"}]}, {"surface"}),
         ({"surface": [{"name": "a"}, {"name": "b"}]}, {"surface"}),
-        ({"server": {"auth": "keys"}}, {"server.auth"}),
-        ({"surface": [{"auth": "keys"}]}, {"surface[0].auth"}),
         ({"server": {"endpoints": ["chat/completions", "files"]}}, {"server.endpoints[1]"}),
         ({"server": {"endpoints": "chat/completions"}}, {"server.endpoints"}),
         ({"surface": [{"listen": "nowhere"}, 5]}, {"surface[0].listen", "surface[1]"}),
@@ -2585,7 +2770,7 @@ def test_listen_override() -> None:
     ],
 )
 def test_bad_surfaces(tree: dict[str, Any], paths: set[str]) -> None:
-    """Surfaces differ in name and address, ask for keys that exist, and leave [server] its own."""
+    """Surfaces differ in name and address, and leave [server] its own."""
     assert set(told(file_of({**tree, "routes": {"m": "openai/x"}}))) == paths
 
 

@@ -445,7 +445,7 @@ async def test_reading_that_hangs(upstream: Upstream, monkeypatch: pytest.Monkey
         outcomes: list[Callable[[], Snapshot]] = [hang_for(hung), lambda: running.snapshot]
         again = asyncio.Event()
         reloading = asyncio.get_running_loop().create_task(
-            lifecycle._reload_for_ever(running, lambda: outcomes.pop(0)(), again)
+            lifecycle._reload_for_ever(running, lambda _: outcomes.pop(0)(), again)
         )
         try:
             again.set()

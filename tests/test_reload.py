@@ -415,6 +415,62 @@ async def test_keys_rotate(upstream: Upstream) -> None:
             assert (await client.answer()).status == 401
 
 
+async def statuses(proxy: Proxy, *keys: str) -> list[int]:
+    """Ask once without a key, and once with each of *keys*."""
+    given = [[], *([(b"x-api-key", key.encode())] for key in keys)]
+    return [(await call(proxy.port, chat(), headers=headers)).status for headers in given]
+
+
+async def test_the_last_key_goes(upstream: Upstream) -> None:
+    """A file without keys closes what keys had closed, half-written ones too; the word `none` opens it."""
+    keys = f'[keys]\nk = "{KEYS[0]}"\n'
+    hooks = '[hooks.a]\nroute = "m"\n'
+    async with process(toml(upstream, rest=hooks)) as proxy:
+        assert await statuses(proxy, KEYS[0]) == [200, 200]
+        said = b'{"text":"x"}'
+        assert (await call(proxy.port, said, "/hooks/a")).status != 404
+        await proxy.reload(toml(upstream))
+        assert await statuses(proxy) == [200]  # nobody had a key as yet
+        assert not proxy.events("closed")
+        line = await proxy.reload(toml(upstream, rest=keys))
+        assert (line["keys"], await statuses(proxy, KEYS[0])) == (1, [401, 200])
+        for rest in ("", "[keys]\n", hooks):
+            line = await proxy.reload(toml(upstream, rest=rest))
+            assert (line["event"], line["keys"]) == ("reloaded", 0)
+            assert await statuses(proxy, KEYS[0]) == [401, 401]
+        closed = await proxy.event("closed", count=2)
+        assert (closed["level"], closed["surfaces"]) == ("warning", ["main"])
+        assert len(proxy.events("closed")) == 2
+        assert (await call(proxy.port, said, "/hooks/a")).status == 404
+        whole = toml(upstream, name="n", rest=keys)
+        await proxy.reload(whole[: whole.index("[keys]")])  # as an editor may leave it
+        assert await statuses(proxy, KEYS[0]) == [401, 401]
+        await proxy.reload(toml(upstream, server='name = "other"\nopen = true'))
+        assert await statuses(proxy, KEYS[0]) == [401, 401]
+        await proxy.reload(toml(upstream, server='auth = "keys"'))
+        assert await statuses(proxy, KEYS[0]) == [401, 401]
+        await proxy.reload(toml(upstream, server='auth = "none"'))
+        assert await statuses(proxy) == [200]
+        await proxy.reload(toml(upstream))
+        assert await statuses(proxy) == [401]  # they were in force once
+        await proxy.reload(toml(upstream, rest=keys))
+        assert await statuses(proxy, KEYS[0]) == [401, 200]
+
+
+async def test_a_new_address_is_closed_too(upstream: Upstream) -> None:
+    """Where keys were in force, an address that others reach is not refused for having none, and so the
+    key that was taken back does not go on working.
+    """
+    keys = f'[keys]\nk = "{KEYS[0]}"\n'
+    port = free_port()
+    first = toml(upstream, server='listen = "127.0.0.1:0"', rest=keys)
+    async with process(first, listen=None) as proxy:
+        text = toml(upstream, server=f'name = "new"\nlisten = "0.0.0.0:{port}"')
+        assert (await proxy.reload(text))["event"] == "reloaded"
+        proxy.port = port
+        assert await statuses(proxy, KEYS[0]) == [401, 401]
+
+
 async def test_credentials_rotate(upstream: Upstream) -> None:
     """A credential is replaced without one failed request; after the swap the old one is never used."""
     credentials = [f"sk-vendor-{number}-000000000000" for number in range(6)]

@@ -575,6 +575,31 @@ async def test_reload_where_one_hangs(upstream: Upstream) -> None:
         assert [(await call(proxy.port, chat())).status for _ in range(4)] == [401] * 4
 
 
+async def test_closed_stays_closed(upstream: Upstream) -> None:
+    """That keys were in force is told to every worker: one that begins after the file has lost them, for a
+    dead one or in another's place, is as closed as those that saw it happen.
+    """
+    toml = to(upstream.url)
+    keys = '[keys]\nteam = "sk-team-0123456789"\n'
+
+    async def told() -> set[int]:
+        return {(await call(proxy.port, chat())).status for _ in range(6)}
+
+    async with workers(toml + keys) as proxy:
+        assert (await proxy.reload(toml))["keys"] == 0
+        assert (await proxy.event("closed"))["surfaces"] == ["main"]
+        assert await told() == {401}
+        os.kill(pids(proxy)[0], signal.SIGKILL)
+        await proxy.event("worker_started", count=3, seconds=30)
+        assert await told() == {401}
+        proxy.tell(signal.SIGUSR2)
+        await proxy.event("replaced", seconds=60)
+        assert await told() == {401}
+        await proxy.reload(toml)
+        assert await told() == {401}
+        assert len(proxy.events("closed")) == 2
+
+
 # Dying
 
 

@@ -18,6 +18,8 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check; problems are raised, and so told, as everywhere."""
     snapshot = load(options.file or options.config, environ(options))
+    for note in snapshot.notes:
+        print(f"{snapshot.file}: note: {note}")
     routes = snapshot.routes.routes
     dormant = []
     for route in routes:

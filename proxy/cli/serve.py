@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from proxy import lifecycle, supervisor, worker
@@ -35,7 +36,13 @@ def run(options: argparse.Namespace) -> int:
 
     def make(source: Source) -> Snapshot:
         values = {**source.variables, **os.environ}
-        return load(options.config, values, listen=options.listen, content=source.content)
+        return load(
+            options.config,
+            values,
+            listen=options.listen,
+            content=source.content,
+            keyed=source.keyed,
+        )
 
     if options.seat is not None:
         worker.run(options.seat, make)
@@ -49,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     count = options.workers or snapshot.settings.workers or _cores()
     if count == 1:
-        lifecycle.run(snapshot, lambda: make(read()), greet)
+        lifecycle.run(snapshot, lambda keyed: make(replace(read(), keyed=keyed)), greet)
     else:
         command = (sys.executable, *sys.orig_argv[1:])  # with the interpreter's options
         supervisor.run(supervisor.Plan(count, command, read, make), source, snapshot, greet)

@@ -50,11 +50,12 @@ def load(
     *,
     listen: str | None = None,
     content: bytes | None = None,
+    keyed: bool = False,
 ) -> Snapshot:
     """Read *file*, filling in references from *environ*. Raises `ConfigError` with every problem.
 
     *listen* takes the place of what the one surface, or the first one, listens on; *content* that of
-    what the file holds by now.
+    what the file holds by now. *keyed* says that keys were in force before, see `Source`.
     """
     if content is None:
         content = fetch(file)
@@ -70,7 +71,7 @@ def load(
     tables, found = _validate(values, written)
     problems += found
     told = [problem.path for problem in problems]
-    draft = Draft(tables, written, filler, presets.load())
+    draft = Draft(tables, written, filler, presets.load(), keyed=keyed)
     snapshot = _build(draft, str(file), content)
     problems += [problem for problem in draft.problems if not _follows(problem.path, told)]
     if problems:
@@ -120,10 +121,13 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
         surfaces=surfaces,
         upstreams=upstreams.made,
         routes=table,
-        keys=keys_of(draft),
+        keys=keys_of(draft, surfaces),
         unrouted=unrouted,
         hooks=hooks_of(draft, table, surfaces),
         live=tuple(draft.live),
+        notes=tuple(dict.fromkeys(draft.notes)),
+        keyed=draft.keyed or any(surface.auth == "keys" for surface in surfaces),
+        closed=tuple(draft.closed),
     )
 
 

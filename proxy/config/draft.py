@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proxy.config import guessable
 from proxy.config.live import Live
 from proxy.config.presets import Preset
 from proxy.config.problems import Path, Problem, dotted, suggest
@@ -25,8 +26,9 @@ class Draft:
     """One *file* on its way to a snapshot.
 
     *written* is the file as it is written, for what messages quote and where secrets come from;
-    *problems* are collected, none stops the next one from being found. *live* are the secrets that
-    change while we run.
+    *problems* are collected, none stops the next one from being found; *notes* stop nothing. *live*
+    are the secrets that change while we run. *keyed*: keys were in force before, see `Source`;
+    *closed* names the surfaces that ask for keys for no other reason.
     """
 
     def __init__(
@@ -35,17 +37,40 @@ class Draft:
         written: Mapping[str, Any],
         filler: Filler,
         presets: Mapping[str, Preset],
+        *,
+        keyed: bool = False,
     ) -> None:
         self.file = file
         self.written = written
         self.filler = filler
         self.presets = presets
+        self.keyed = keyed
         self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
         self.live: list[Live] = []
+        self.closed: list[str] = []
+        self._guessable = guessable.digests()
 
     def problem(self, path: Path, message: str) -> None:
         """Note that *message* is wrong at *path*."""
         self.problems.append(Problem(path, message))
+
+    def note(self, path: Path, message: str) -> None:
+        """Note what *message* says of *path*: it works, and may not be what is meant."""
+        self.notes.append(Problem(path, message))
+
+    def weigh(self, path: Path, text: str | None, digest: bytes, *, exposed: bool) -> None:
+        """Refuse the secret at *path*, which opens this proxy, if it can be guessed; where nobody is
+        *exposed* to it who is not on this machine, note it. Its *text* may not be known.
+        """
+        weakness = guessable.weakness(text, digest, self._guessable)
+        if weakness is None:
+            return
+        make = "make one with `trunkline keys new NAME`"
+        if exposed:
+            self.problem(path, f"{weakness}; {make}")
+        else:
+            self.note(path, f"{weakness}: good on this machine only, refused beyond; {make}")
 
     def at(self, path: Path) -> object:
         """Return what is written at *path*."""

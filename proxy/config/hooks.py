@@ -1,6 +1,7 @@
 """From `[hooks]` to hooks."""
 
 import re
+from hashlib import sha256
 
 from proxy.config.draft import Draft
 from proxy.config.problems import Path
@@ -13,10 +14,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def hooks_of(draft: Draft, routes: RouteTable, surfaces: tuple[Surface, ...]) -> dict[str, Hook]:
     """Return every hook of *draft*."""
-    open_somewhere = any(
-        surface.auth == "none" and all(address.loopback for address in surface.listen)
-        for surface in surfaces
-    )
+    open_somewhere = any(surface.auth == "none" and not surface.exposed for surface in surfaces)
+    exposed = any(surface.exposed for surface in surfaces)
     hooks: dict[str, Hook] = {}
     for name, table in draft.file.hooks.items():
         path: Path = ("hooks", name)
@@ -32,6 +31,11 @@ def hooks_of(draft: Draft, routes: RouteTable, surfaces: tuple[Surface, ...]) ->
         secret = None
         if table.secret is not None:
             secret = draft.secret(table.secret, (*path, "secret"))
+            text = secret.reveal()
+            digest = sha256(text.encode("utf-8", "surrogateescape")).digest()
+            draft.weigh((*path, "secret"), text, digest, exposed=exposed)
+        elif not open_somewhere and draft.closed:
+            continue  # it vanishes with the surfaces that it was open on
         elif not open_somewhere:
             draft.problem(path, "needs a `secret`: there is no surface without keys on loopback")
         if route is not None:

@@ -16,6 +16,10 @@ from proxy.config.problems import ConfigError, Path, Problem
 
 _REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$\{")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+# What a shell would take for a variable: a whole value, or a word's end in capitals. A `$` elsewhere
+# is one, in a password say.
+_BARE = re.compile(r"(\$\$)|\A\$([A-Za-z_][A-Za-z0-9_]*)\Z|\$([A-Z][A-Z0-9_]+)(?!\S)")
+_NAMED = re.compile(r"[A-Z_]{1,40}[0-9]{0,2}")
 
 
 class Unset(Exception):
@@ -24,10 +28,15 @@ class Unset(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a snapshot is made of: the *content* of the file, and *variables* beside the environment's."""
+    """What a snapshot is made of: the *content* of the file, and *variables* beside the environment's.
+
+    *keyed* says that keys were in force in this process before: a file that says nothing of keys
+    must not open then what they had closed.
+    """
 
     content: bytes
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    keyed: bool = False
 
 
 def fetch(file: FilePath) -> bytes:
@@ -70,6 +79,8 @@ class Filler:
         if not isinstance(value, str) or "$" not in value:
             return value
         try:
+            if path[:1] != ("hooks",) or path[2:] != ("system",):  # a prompt may speak of money
+                _refuse_bare(value)
             return self.text(value)
         except Unset as unset:
             self.problems.append(Problem(path, str(unset)))
@@ -122,8 +133,9 @@ class Filler:
                 "or ${file:PATH}"
             )
         value = self.variable(parsed[1])
-        if value is None:
-            value = parsed[2]
+        if value is None and parsed[2] is not None:
+            _refuse_bare(parsed[2])
+            value = parsed[2].replace("$$", "$")
         if value is None:
             raise Unset(f"the environment variable {parsed[1]} is not set")
         return value
@@ -148,6 +160,23 @@ def _read_secret(path: str, what: str) -> str:
         raise Unset(f"{what} cannot be read: {error}") from None
     except UnicodeDecodeError:
         raise Unset(f"{what} is not UTF-8 text") from None
+
+
+def _refuse_bare(written: str) -> None:
+    """Refuse a variable that is *written* without its braces. Raises `Unset`."""
+    for found in _BARE.finditer(_REFERENCE.sub(_blank, written)):
+        name = found[2] or found[3]
+        if name is None:  # `$$`
+            continue
+        shown = name if _NAMED.fullmatch(name) else "NAME"  # else it may well be a password
+        raise Unset(
+            f"a variable is written ${{{shown}}}, with braces; for a plain dollar sign write `$$`"
+        )
+
+
+def _blank(reference: re.Match[str]) -> str:
+    """Return what stands for a *reference* where only the text around it matters."""
+    return reference[0] if reference[0] == "$$" else "." * len(reference[0])
 
 
 def _is_text(value: str) -> bool:

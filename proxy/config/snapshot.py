@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from proxy.config.live import Live
+from proxy.config.problems import Problem
 from proxy.hooks import Hook
 from proxy.keys import KeyRing
 from proxy.routes import RouteTable, Timeouts, Unrouted, Upstream
@@ -37,7 +38,8 @@ class Snapshot:
     """One reading of *file*.
 
     *unrouted* says which upstream serves a path that carries no model; *live* are the secrets that
-    change.
+    change; *notes* are what `check` says besides. *keyed* says that keys are, or were in this process,
+    in force; *closed* are the surfaces that ask for keys for that reason alone.
     """
 
     file: str
@@ -51,6 +53,15 @@ class Snapshot:
     unrouted: Unrouted
     hooks: Mapping[str, Hook]
     live: tuple[Live, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    keyed: bool = False
+    closed: tuple[str, ...] = ()
+
+    def keys_in_force(self, now: datetime) -> int:
+        """Return how many keys open something *now*."""
+        if all(surface.auth != "keys" for surface in self.surfaces):
+            return 0
+        return sum(not key.expired(now) for key in self.keys)
 
 
 def takes_restart(begun: Snapshot, now: Snapshot) -> list[str]:

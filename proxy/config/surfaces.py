@@ -10,7 +10,16 @@ from proxy.config.certificates import Unfit, load_chain
 from proxy.config.draft import Draft
 from proxy.config.problems import Path, suggest
 from proxy.config.tables import SurfaceTable
-from proxy.surfaces import ACCEPT, Address, Network, Surface, Tls, host_name, is_unsafe
+from proxy.surfaces import (
+    ACCEPT,
+    Address,
+    Auth,
+    Network,
+    Surface,
+    Tls,
+    host_name,
+    is_unsafe,
+)
 
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -41,10 +50,9 @@ def surfaces_of(draft: Draft, unrouted: Iterable[str]) -> tuple[Surface, ...]:
 
 
 def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, object]) -> Surface:
-    keyed = bool(draft.file.keys)
     listen = tuple(_addresses(draft, table.listen, (*path, "listen")))
-    auth = table.auth or ("keys" if keyed else "none")
     exposed = not all(address.loopback for address in listen)
+    auth = table.auth or _unsaid(draft, table, path)
     if auth == "none" and exposed and not table.open:
         draft.problem(
             path,
@@ -54,8 +62,6 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
     for field in ("listen", "base_paths", "accept", "endpoints"):
         if getattr(table, field) == []:
             draft.problem((*path, field), "must not be empty")
-    if auth == "keys" and not keyed:
-        draft.problem((*path, "auth"), "is `keys`, and there are no [keys]")
     bases = table.base_paths
     for index, base in enumerate(bases or ()):
         if base and (not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", base) or is_unsafe(base)):
@@ -120,6 +126,23 @@ def _unmapped(network: Network) -> Network:
         if mapped is not None:
             return IPv4Network((mapped, network.prefixlen - 96))
     return network
+
+
+def _unsaid(draft: Draft, table: SurfaceTable, path: Path) -> Auth:
+    """Return the auth of a surface whose *table* says nothing of it. That keys are absent never opens
+    what they had closed.
+    """
+    if "keys" in draft.written:  # also an empty table
+        return "keys"
+    if draft.keyed:
+        draft.closed.append(table.name)
+        return "keys"
+    draft.note(
+        path,
+        "asks for no key. A process that had keys when it reloads this file asks for keys all the "
+        'same, and none is valid: it is `auth = "none"` that opens',
+    )
+    return "none"
 
 
 def _check_tls(draft: Draft, tls: Tls, path: Path) -> None:
