@@ -58,11 +58,12 @@ class Asking:
                     async for piece in pieces:
                         yield piece
             except ProxyError as error:
-                opened.attempt.error = error.kind.code
+                opened.attempt.error = exchange.error = error.kind.code
+                exchange.outcome = error.kind.outcome
                 opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
                 raise
             finally:
-                self._opener.done(opened)
+                self._opener.done(opened, exchange.outcome, exchange.error)
         finally:
             self._gate.leave()
 

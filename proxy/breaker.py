@@ -4,7 +4,10 @@ Nothing here decides where a request goes, or waits: it keeps the score. All tim
 seconds.
 """
 
+import math
 from dataclasses import dataclass, field
+
+from proxy.errors import Outcome
 
 FAULTS = 5
 """So many failures of ours in a row (connect, TLS, first byte late, protocol, cut) open a breaker."""
@@ -20,6 +23,10 @@ REST_SECONDS = 60.0
 REFUSED_SECONDS = 1.0
 """How long after a refused connection the only upstream of a route is not asked again."""
 LATENCY_WEIGHT = 0.2
+FAILURE_SECONDS = 60
+"""How long a failure is counted for whoever looks."""
+FAILURES: frozenset[Outcome | None] = frozenset({"upstream_error", "upstream_cut", "timeout"})
+"""Outcomes that are an upstream's failure, as the log says them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +42,47 @@ class Load:
 
 
 @dataclass(slots=True, eq=False)
+class Failures:
+    """What failed in the last minute, by outcome; and of the last failure that there was, its *code*, and
+    when it was (*at*). Only for people to look at: nothing goes by it.
+    """
+
+    code: str | None = None
+    at: float = -math.inf
+    _counts: dict[tuple[int, Outcome], int] = field(default_factory=dict)
+
+    def count(self, now: float, outcome: Outcome, code: str) -> None:
+        """Take note of one failure."""
+        self.code, self.at = code, now
+        place = int(now), outcome
+        self._counts[place] = self._counts.get(place, 0) + 1
+        if len(self._counts) > 2 * FAILURE_SECONDS * len(FAILURES):
+            self._counts = {
+                place: number
+                for place, number in self._counts.items()
+                if self._counts_at(place, now)
+            }
+
+    def lately(self, now: float) -> dict[Outcome, int]:
+        """Return how many failures there were in the minute that ends *now*."""
+        found: dict[Outcome, int] = {}
+        for place, number in self._counts.items():
+            if self._counts_at(place, now):
+                found[place[1]] = found.get(place[1], 0) + number
+        return found
+
+    @staticmethod
+    def _counts_at(place: tuple[int, Outcome], now: float) -> bool:
+        return place[0] > now - FAILURE_SECONDS
+
+
+@dataclass(slots=True, eq=False)
 class Health:
     """The score of one credential at one upstream.
 
-    *open_until* and *resting_until* are when its breaker and its rest end; *failed* is when it
-    failed last; *latency* how long it took to begin an answer, lately, in seconds.
+    *open_until* and *resting_until* are when its breaker and its rest end, *limited_until* when a rest
+    would that is not taken, since there is nowhere else to go; *failed* is when it failed last, *good*
+    when an answer last ended well; *latency* how long it took to begin an answer, lately, in seconds.
     """
 
     load: Load = field(default_factory=Load)
@@ -47,10 +90,13 @@ class Health:
     opened: int = 0
     open_until: float = 0.0
     resting_until: float = 0.0
+    limited_until: float = 0.0
     refused_until: float = 0.0
     failed: float = 0.0
     latency: float = 0.0
     used: float = 0.0
+    good: float = -math.inf
+    failures: Failures = field(default_factory=Failures)
     _successes: int = 0
     _probes: int = 0
     _probe: int = 0
@@ -128,6 +174,19 @@ class Health:
         """Let it rest for *seconds*."""
         self.failed = now
         self.resting_until = max(self.resting_until, now + min(seconds, REST_SECONDS))
+
+    def limit(self, now: float, seconds: float) -> None:
+        """Take note that it should rest for *seconds*, though it will be asked all the same."""
+        self.limited_until = max(self.limited_until, now + min(seconds, REST_SECONDS))
+
+    def resting(self, now: float) -> bool:
+        """Return whether it rests, or should, and has not done well since it was told so."""
+        limited = self.limited_until > now and self.good < self.failures.at
+        return limited or self.resting_until > now
+
+    def is_open(self, now: float) -> bool:
+        """Return whether its breaker is open, but perhaps for a probe that is under way."""
+        return self.open_until > now or bool(self.opened and self._probe)
 
     def _probed(self, probe: int) -> None:
         if probe == self._probe:  # else a later one is under way

@@ -317,7 +317,50 @@ _UP = fields(status="string")
 _NOW = fields(time="string", epoch="integer", epoch_ms="integer")
 _OPENAPI = fields(openapi="string", paths="object")
 _MESSAGE = fields(text="string")
-_STATUS = fields(status="string", uptime_seconds="number", channels="array", sessions="array")
+_CHANNEL = fields(
+    name="string",
+    state="string",
+    in_flight="integer",
+    error_rate="number",
+    failures="object",
+    credentials="array",
+)
+_CHANNEL["properties"] |= {
+    "state": {
+        "type": "string",
+        "enum": ["ready", "failing", "resting", "open", "dormant", "unknown"],
+    },
+    "first_byte_ms": {"type": ["number", "null"]},
+    "failures": {
+        "type": "object",
+        "description": "How many failed in the last minute, by outcome.",
+        "additionalProperties": {"type": "integer"},
+    },
+    "last_error": {
+        "type": ["object", "null"],
+        "required": ["code", "at"],
+        "properties": {"code": {"type": "string"}, "at": {"type": "string", "format": "date-time"}},
+    },
+    "credentials": {"type": "array", "items": fields(source="string", state="string")},
+}
+_SESSION = fields(id="string", surface="string", phase="string", age_seconds="number")
+_SESSION["properties"] |= {
+    name: {"type": ["string", "null"]} for name in ("key", "model", "route", "upstream")
+} | {name: {"type": "integer"} for name in ("bytes_in", "bytes_out")}
+_STATUS = fields(
+    status="string",
+    version="string",
+    uptime_seconds="number",
+    snapshot="object",
+    connected_channels="integer",
+    active_sessions="integer",
+    channels="array",
+    sessions="array",
+)
+_STATUS["properties"] |= {
+    "channels": {"type": "array", "items": _CHANNEL},
+    "sessions": {"type": "array", "items": _SESSION},
+}
 _PAGE = {"type": "string"}
 
 FIXED: tuple[Fixed, ...] = (

@@ -179,6 +179,7 @@ class Forward:
             await self._pass(
                 Tunnel(exchange, opened.attempt, opened.connection, inbound, timeouts, self._clock),
                 opened,
+                exchange,
             )
             return False
         finally:
@@ -332,16 +333,16 @@ class Forward:
             keepalive=None if route is None else route.keepalive,
             echo=exchange.echo,
         )
-        await self._pass(relay, opened)
+        await self._pass(relay, opened, exchange)
         return relay.keep_alive
 
-    async def _pass(self, relay: Relay | Tunnel, opened: Opened) -> None:
+    async def _pass(self, relay: Relay | Tunnel, opened: Opened, exchange: Exchange) -> None:
         self._relays.add(relay)
         try:
             await relay.run()
         finally:
             self._relays.discard(relay)
-            self._opener.done(opened)
+            self._opener.done(opened, exchange.outcome, exchange.error)
 
 
 def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:

@@ -11,10 +11,11 @@ from sys import getsizeof
 
 from proxy.balance import Choice, Scores, order
 from proxy.body import Body, BodyError, Found, Piece, splice
-from proxy.breaker import Health
+from proxy.breaker import FAILURES, Health
 from proxy.connection import Connection, Upload
 from proxy.dialects import REALTIME, Dialect
 from proxy.errors import (
+    CLIENT_STALLED,
     NOT_CONFIGURED,
     UPSTREAM_AUTH,
     UPSTREAM_CONNECT,
@@ -22,13 +23,14 @@ from proxy.errors import (
     UPSTREAM_TIMEOUT,
     UPSTREAM_UNAVAILABLE,
     Fault,
+    Outcome,
     ProxyError,
     UpstreamFailure,
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
-from proxy.relay import is_plain, is_stream
+from proxy.relay import is_plain, is_stream, outcome_of
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
 from proxy.routes import Group, Route, Target, Upstream
 from proxy.shapes import LOOKED_AT, Meaning, read
@@ -171,16 +173,21 @@ class Opener:
         self._judge(asked, opened)
         return opened
 
-    def done(self, opened: Opened) -> None:
-        """Take note that the answer *opened* is over, whatever came of it; keep its connection, if
-        it can be used again.
+    def done(self, opened: Opened, outcome: Outcome | None, code: str | None) -> None:
+        """Take note that the answer *opened* is over, with what *outcome*, and which error's *code*; keep
+        its connection, if it can be used again.
         """
         opened.attempt.ended = self.clock()
-        self.let_go(opened)
+        self.let_go(opened, outcome, code)
 
-    def let_go(self, opened: Opened) -> None:
+    def let_go(self, opened: Opened, outcome: Outcome | None, code: str | None) -> None:
         """Do what `done` does for an answer that was over, for us, when its head had come."""
         attempt, health = opened.attempt, opened.choice.health
+        now = attempt.ended or self.clock()
+        if outcome not in FAILURES or code == CLIENT_STALLED.code:
+            health.good = now
+        elif outcome is not None:
+            health.failures.count(now, outcome, code or str(opened.stands_for))
         if attempt.broken:
             health.fault(self.clock())
         elif attempt.error is None and (attempt.status or 0) < 500:
@@ -198,8 +205,10 @@ class Opener:
         elif 300 <= status < 400 and status != 304:
             error = ProxyError(UPSTREAM_PROTOCOL, "The upstream redirected the request.")
         if error is not None:
-            opened.attempt.error = error.kind.code
-            opened.choice.health.end(opened.probe)
+            kind, health = error.kind, opened.choice.health
+            opened.attempt.error = kind.code
+            health.failures.count(self.clock(), kind.outcome, kind.code)
+            health.end(opened.probe)
             self.transport.drop(opened.connection)
             raise error
 
@@ -427,6 +436,7 @@ class _Opening:
             )
         except UpstreamFailure as failure:
             attempt.error, attempt.reason = failure.kind.code, failure.reason
+            health.failures.count(self._clock(), failure.kind.outcome, failure.kind.code)
             self._note_fault(choice, failure)
             health.end(probe)
             raise Failed(choice, self._reason_of(failure), error=failure) from None
@@ -507,8 +517,8 @@ class _Opening:
         """Say that the answer *opened* is one after which another upstream may be asked."""
         choice, headers = opened.choice, opened.connection.headers
         after = retry_after(headers, self._opener.wall())
-        if reason in (402, 429) and self._has_alternative(choice):
-            choice.health.rest(self._clock(), REST_SECONDS if after is None else after)
+        if reason in (402, 429):
+            self._rest(choice, REST_SECONDS if after is None else after)
         begun = opened.connection.status < 400
         return Failed(choice, reason, after=after, hint=should_retry(headers), begun=begun)
 
@@ -519,8 +529,12 @@ class _Opening:
         choice.credential.secret.refused()
         source, upstream = choice.credential.secret.source, choice.target.upstream.name
         self._opener.tell("credential_refused", upstream=upstream, source=source)
-        if self._has_alternative(choice):
-            choice.health.rest(self._clock(), CREDENTIAL_REST_SECONDS)
+        self._rest(choice, CREDENTIAL_REST_SECONDS)
+
+    def _rest(self, choice: Choice, seconds: float) -> None:
+        """Let *choice* rest, if there is anywhere to go meanwhile."""
+        rest = choice.health.rest if self._has_alternative(choice) else choice.health.limit
+        rest(self._clock(), seconds)
 
     def _has_alternative(self, choice: Choice) -> bool:
         """Return whether there is anywhere to go while *choice* rests."""
@@ -529,7 +543,8 @@ class _Opening:
 
     def _discard(self) -> None:
         assert self._held is not None
-        self._opener.let_go(self._held)
+        outcome = outcome_of(_as_status(self._held.stands_for))
+        self._opener.let_go(self._held, outcome, None)
         self._held = None
 
 

@@ -19,5 +19,10 @@ class Pattern:
         """Return whether *model* is meant. Case counts, and the slash is part of the name."""
         return model.startswith(self.literal) if self.prefix else model == self.literal
 
+    def meet(self, other: "Pattern") -> "Pattern | None":
+        """Return the pattern of what this and *other* both match, None where that is nothing."""
+        narrow, wide = sorted((self, other), key=lambda one: (one.prefix, -len(one.literal)))
+        return narrow if wide.matches(narrow.literal) else None
+
     def __str__(self) -> str:
         return self.literal + "*" if self.prefix else self.literal

@@ -238,7 +238,7 @@ class Relay:
         exchange, upstream = self._exchange, self._upstream
         status = upstream.status
         exchange.status = status
-        exchange.outcome = _outcome(status)
+        exchange.outcome = outcome_of(status)
         headers = upstream.headers
         drop: frozenset[bytes] = frozenset()
         if is_stream(headers):
@@ -420,7 +420,7 @@ def is_plain(headers: Headers) -> bool:
     return coding is None or coding.strip().lower() == b"identity"
 
 
-def _outcome(status: int) -> Outcome:
+def outcome_of(status: int) -> Outcome:
     """Say how an exchange ended whose answer, of *status*, was the upstream's own."""
     if status < 400:
         return "ok"

@@ -298,15 +298,27 @@ class RouteTable:
 
     def match(self, model: str) -> Route | None:
         """Return the route of *model*: exact name, else longest literal prefix."""
-        route = self._exact.get(model)
-        if route is not None:
-            return route
+        return self._exact.get(model) or self._of_prefix(model)
+
+    def _of_prefix(self, model: str) -> Route | None:
         for length in self._lengths:
             if length <= len(model):
                 route = self._prefixed.get(model[:length])
                 if route is not None:
                     return route
         return None
+
+    def reached(self, patterns: Iterable[Pattern]) -> set[Route]:
+        """Return the routes that some name which one of *patterns* matches leads to."""
+        found: set[Route | None] = set()
+        for pattern in patterns:
+            if pattern.prefix:
+                within = pattern.literal
+                found |= {one for one in self.routes if one.pattern.literal.startswith(within)}
+                found.add(self._of_prefix(within))
+            else:
+                found.add(self.match(pattern.literal))
+        return {route for route in found if route is not None}
 
     def candidates(self, model: str) -> list[Route]:
         """Return every route that fits *model*, the one `match` picks first."""

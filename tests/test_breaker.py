@@ -5,7 +5,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy.breaker import Health, Load
+from proxy.breaker import FAILURE_SECONDS, FAILURES, Failures, Health, Load
+from proxy.errors import Outcome
 
 NOW = 50_000.0
 MOMENT = 1e-3
@@ -501,3 +502,55 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_life = Life.TestCase
+
+
+# What is kept for people to look at
+
+KINDS: list[Outcome] = ["timeout", "upstream_cut", "upstream_error"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 30), st.sampled_from(KINDS))),
+    st.floats(0, 100),
+)
+def test_failures(steps: list[tuple[float, Outcome]], later: float) -> None:
+    """Failures count for a minute, to the second, by outcome; the last one is known for ever."""
+    failures, now = Failures(), NOW
+    all_of_them: list[tuple[float, Outcome]] = []
+    for pause, outcome in steps:
+        now += pause
+        failures.count(now, outcome, f"c{len(all_of_them)}")
+        all_of_them.append((now, outcome))
+    found = failures.lately(now + later)
+    for outcome in KINDS:
+        ages = [now + later - at for at, one in all_of_them if one == outcome]
+        least = sum(age < FAILURE_SECONDS - 1 for age in ages)
+        assert least <= found.get(outcome, 0) <= sum(age <= FAILURE_SECONDS for age in ages)
+    if steps:
+        assert (failures.code, failures.at) == (f"c{len(steps) - 1}", now)
+
+
+def test_failures_are_bounded() -> None:
+    """However many failures there are, for however long, what is kept of them is small."""
+    failures = Failures()
+    for second in range(5000):
+        for outcome in KINDS:
+            failures.count(NOW + second, outcome, "x")
+            failures.count(NOW + second, outcome, "x")
+    assert len(failures._counts) <= 2 * FAILURE_SECONDS * len(FAILURES) + 1
+    assert set(failures.lately(NOW + 4999).values()) == {2 * FAILURE_SECONDS}
+
+
+def test_limit() -> None:
+    """A rest that is not taken holds nobody back, and is over with the first answer that ends well."""
+    health = Health()
+    health.limit(NOW, 30)
+    health.failures.count(NOW, "upstream_error", "429")
+    assert health.ready(NOW)
+    assert health.resting(NOW + 29)
+    assert not health.resting(NOW + 30)
+    health.limit(NOW, 1000)
+    assert health.resting(NOW + 59)
+    assert not health.resting(NOW + 60)
+    health.good = NOW + 1
+    assert not health.resting(NOW + 2)

@@ -52,3 +52,16 @@ def test_round_trip(text: str) -> None:
 def test_prefix(literal: str, rest: str) -> None:
     """What follows the prefix does not matter."""
     assert Pattern.parse(literal + "*").matches(literal + rest)
+
+
+SMALL = st.text("ab", max_size=3)
+
+
+@given(SMALL, st.booleans(), SMALL, st.booleans(), st.text("ab", max_size=5))
+def test_meet(one: str, wide: bool, other: str, wider: bool, name: str) -> None:
+    """What two patterns both match, their meeting matches, and nothing else."""
+    first, second = Pattern(one, wide), Pattern(other, wider)
+    both = first.meet(second)
+    matched = both is not None and both.matches(name)
+    assert matched == (first.matches(name) and second.matches(name))
+    assert both == second.meet(first)

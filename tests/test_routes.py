@@ -507,3 +507,22 @@ def test_ten_thousand_suggest(many: RouteTable) -> None:
     """Among ten thousand routes, a slip of the hand still finds the name that was meant."""
     near = many.nearest("vendor-7/family-14/model-707-instrct", everything)
     assert near[0] == "vendor-7/family-14/model-707-instruct"
+
+
+# What a set of patterns reaches
+
+SHORT = st.text("ab", max_size=2)
+WRITTEN = st.builds(lambda text, wide: text + "*" * wide, SHORT, st.booleans())
+NAMES = [
+    a + b + c + d for a in ("", *"abc") for b in ("", *"abc") for c in ("", *"abc") for d in "abc"
+] + [""]
+
+
+@given(st.lists(WRITTEN, unique=True, max_size=6), st.lists(WRITTEN, max_size=3))
+def test_reached(names: list[str], wanted: list[str]) -> None:
+    """A route is reached where some name that the patterns match leads to it, and not where another one
+    takes all of those.
+    """
+    table, patterns = routes(*names), [Pattern.parse(text) for text in wanted]
+    led = {table.match(name) for name in NAMES if any(one.matches(name) for one in patterns)}
+    assert table.reached(patterns) == {route for route in led if route is not None}

@@ -1,9 +1,10 @@
 """How the proxy says that it is well, and what it is doing: `/status`, ping, time, and the health checks."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,9 @@ from proxy.endpoints import status
 from proxy.endpoints.status import Status
 from proxy.exchange import Exchange
 from proxy.headers import Headers
+from proxy.keys import Key
+from proxy.patterns import Pattern
+from proxy.routes import RouteTable
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -26,12 +30,15 @@ from tests.harness.upstream import (
     SSE,
     Conn,
     Received,
+    Step,
     Upstream,
     answer,
     chunk,
     event,
     hang,
     head,
+    raw,
+    reset,
     stream,
 )
 
@@ -105,6 +112,9 @@ async def test_idle(proxy: Proxy, upstream: Upstream) -> None:
             "in_flight": 0,
             "error_rate": 0.0,
             "first_byte_ms": None,
+            "failures": {},
+            "last_error": None,
+            "credentials": [{"source": "upstreams.up.credential", "state": "ready"}],
         },
         {
             "name": "openai",
@@ -112,6 +122,9 @@ async def test_idle(proxy: Proxy, upstream: Upstream) -> None:
             "in_flight": 0,
             "error_rate": 0.0,
             "first_byte_ms": None,
+            "failures": {},
+            "last_error": None,
+            "credentials": [],
         },
     ]
     second = await told(proxy)
@@ -269,6 +282,156 @@ base_url = "{other.url}"
             assert (await channel(proxy, "other"))["state"] == "ready"
 
 
+async def test_resting_alone(upstream: Upstream) -> None:
+    """A single credential that should rest is said to, though it is asked all the same; until it does well."""
+    async with serving(routes(upstream)) as proxy:
+        for step, code in (
+            (answer(429, headers=[(b"Retry-After", b"30")]), "429"),
+            (answer(401), "upstream_auth"),
+        ):
+            upstream.will(step, answer())
+            await call(proxy.port, chat())
+            found = await channel(proxy)
+            assert found["state"] == "resting"
+            assert [one["state"] for one in found["credentials"]] == ["resting"]
+            assert found["last_error"]["code"] == code
+            assert (await call(proxy.port, chat())).status == 200
+            assert (await channel(proxy))["state"] == "ready"
+        assert (await channel(proxy))["failures"] == {"upstream_error": 2}
+
+
+CUT = stream(HELLO, end="cut")
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome", "code"),
+    [
+        (answer(500), "upstream_error", "500"),
+        (answer(403), "upstream_error", "403"),
+        (answer(401), "upstream_error", "upstream_auth"),
+        (answer(302), "upstream_error", "upstream_protocol"),
+        (raw(b"canary\r\n\r\n"), "upstream_error", "upstream_protocol"),
+        (reset(), "upstream_error", "upstream_disconnected"),
+        (hang(), "timeout", "upstream_timeout"),
+        (CUT, "upstream_cut", "upstream_disconnected"),
+        (stream(HELLO), "upstream_cut", "upstream_incomplete"),
+        (stream(HELLO, end="hang"), "timeout", "upstream_idle_timeout"),
+        (stream(event(b'{"error":{"message":"x"}}')), "upstream_error", "upstream_error_event"),
+    ],
+    ids=itertools.count(),
+)
+async def test_failures(upstream: Upstream, step: Step, outcome: str, code: str) -> None:
+    """Every kind of failure counts, by the outcome that the log has; where nothing else came in the last
+    minute, the upstream is failing.
+    """
+    more = (
+        '[defaults]\ntimeout = { first_byte = "200ms", idle = "200ms" }\nretry = { attempts = 1 }\n'
+    )
+    async with serving(more + routes(upstream)) as proxy:
+        upstream.will(step)
+        began = datetime.now(UTC)
+        await call(proxy.port, chat(stream=True))
+        record = await proxy.record()
+        found = await channel(proxy)
+        assert record["outcome"] == outcome
+        assert found["failures"] == {outcome: 1}
+        assert found["last_error"]["code"] == code
+        at = datetime.fromisoformat(found["last_error"]["at"])
+        assert began - timedelta(seconds=0.01) <= at <= datetime.now(UTC)
+        assert found["state"] == ("resting" if code == "upstream_auth" else "failing")
+        upstream.will(stream(HELLO, DONE))
+        await call(proxy.port, chat(stream=True))
+        found = await channel(proxy)
+        assert (found["state"], found["failures"]) == ("ready", {outcome: 1})
+
+
+async def test_unreachable(tmp_path: Path) -> None:
+    """So does one that cannot be reached, with each attempt."""
+    toml = '[upstreams.up]\nbase_url = "http://127.0.0.1:1/v1"\n[routes]\n"m" = "up/x"\n'
+    async with serving(toml) as proxy:
+        await call(proxy.port, chat())
+        tries = len((await proxy.record())["attempts"])
+        found = await channel(proxy)
+        assert found["failures"] == {"upstream_error": tries}
+        assert (found["state"], found["last_error"]["code"]) == ("failing", "upstream_connect")
+
+
+@pytest.mark.parametrize("step", [answer(400), answer(404), answer(200)])
+async def test_no_failure(upstream: Upstream, step: Step) -> None:
+    """What is the caller's own doing is no failure of the upstream, nor is a caller that leaves."""
+    async with serving(routes(upstream)) as proxy:
+        upstream.will(step)
+        await call(proxy.port, chat())
+        upstream.will(stream(HELLO, end="hang"))
+        async with await Client.connect(proxy.port) as client:
+            await client.send(request(chat(stream=True)))
+            async with asyncio.timeout(5):
+                await client.reader.readuntil(HELLO)
+        await proxy.record(2)
+        found = await channel(proxy)
+        assert (found["state"], found["failures"], found["last_error"]) == ("ready", {}, None)
+
+
+async def test_hook_that_fails(upstream: Upstream) -> None:
+    """What fails for a hook counts like all else."""
+    upstream.will(CUT)
+    async with serving(routes(upstream, '[hooks.h]\nroute = "m"')) as proxy:
+        await call(proxy.port, b'{"text":"x"}', "/hooks/h")
+        assert (await channel(proxy))["failures"] == {"upstream_cut": 1}
+
+
+async def test_without_a_value(upstream: Upstream) -> None:
+    """A credential that never had a value is not ready, and an upstream that has no other is not."""
+    toml = f"""
+[upstreams.up]
+base_url = "{upstream.url}"
+credential = {{ command = ["false"] }}
+[upstreams.two]
+base_url = "{upstream.url}"
+credential = ["sk-CANARY", {{ command = ["false"] }}]
+[routes]
+"m" = "up/x"
+"n" = "two/x"
+"""
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, chat())).code == "not_configured"
+        found = await channel(proxy)
+        told_of = [{"source": "the command false", "state": "unknown"}]
+        assert (found["state"], found["credentials"]) == ("unknown", told_of)
+        found = await channel(proxy, "two")
+        assert found["state"] == "ready"
+        assert [one["state"] for one in found["credentials"]] == ["ready", "unknown"]
+
+
+def test_a_minute(tmp_path: Path) -> None:
+    """A failure counts for a minute, and a success for as long; the last error is told for ever."""
+    snapshot, scores, clock = snapshot_of(tmp_path, TWO), Scores(), Clock()
+    wall = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+    told = Status(snapshot, scores, set(), 900.0, clock, lambda: wall)
+    first, second = scores.of(snapshot.upstreams["up"])
+
+    def found() -> tuple[str, dict[str, int], Any]:
+        channel = told.told()["channels"][0]
+        return channel["state"], channel["failures"], channel["last_error"]
+
+    first.good = clock.now
+    clock.now += 30
+    first.failures.count(clock.now, "timeout", "upstream_timeout")
+    error = {"code": "upstream_timeout", "at": "2026-11-22T09:30:00.000Z"}
+    assert found() == ("ready", {"timeout": 1}, error)
+    clock.now += 1
+    second.failures.count(clock.now, "timeout", "upstream_timeout")
+    second.failures.count(clock.now, "upstream_cut", "upstream_disconnected")
+    clock.now += 30
+    assert found()[:2] == ("failing", {"timeout": 2, "upstream_cut": 1})
+    assert found()[2] == {"code": "upstream_disconnected", "at": "2026-11-22T09:29:30.000Z"}
+    second.good = clock.now
+    assert found()[0] == "ready"
+    clock.now += 31
+    assert found()[:2] == ("ready", {})
+    assert found()[2] == {"code": "upstream_disconnected", "at": "2026-11-22T09:28:59.000Z"}
+
+
 async def test_open(upstream: Upstream) -> None:
     """An upstream that refuses connection after connection is open, and the status says so."""
     gone = upstream.url
@@ -302,6 +465,8 @@ async def test_phases(proxy: Proxy, upstream: Upstream) -> None:
         assert session.pop("age_seconds") >= 0
         assert session == {
             "surface": "main",
+            "key": None,
+            "model": None,
             "route": None,
             "upstream": None,
             "phase": "reading",
@@ -343,7 +508,7 @@ async def test_nothing_secret(upstream: Upstream) -> None:
     async with serving(routes(upstream, KEYS)) as proxy:
         bearer = [(b"Authorization", f"Bearer {KEY}".encode()), (b"x-CANARY", b"CANARY")]
         async with await Client.connect(proxy.port) as client:
-            body = chat("p/CANARY", "CANARY", user="CANARY")
+            body = chat("p/x", "CANARY", user="CANARY")
             await client.send(request(body, "/v1/chat/completions?CANARY=1", bearer))
             async with asyncio.timeout(5):
                 await client.reader.readuntil(HELLO)
@@ -379,9 +544,81 @@ async def test_hidden_names(upstream: Upstream, path: str) -> None:
         )
         await asking.send(request(path=path, method="GET", headers=narrow))
         async with asyncio.timeout(5):
-            got = await asking.reader.readuntil(b"}]}")
+            got = await asking.reader.readuntil(b'"bytes_out":0}]}')
         shown = orjson.loads(got[got.index(b"{") :])
-        assert {session["route"] for session in shown["sessions"]} == {None, "p/*"}
+        seen = {(one["key"], one["model"], one["route"]) for one in shown["sessions"]}
+        assert seen == {(None, None, None), (None, "p/x", "p/*")}
+        every_one = (await told(proxy, headers=every))["sessions"]
+        seen = {(one["key"], one["model"], one["route"]) for one in every_one}
+        assert seen >= {("team", "m", "m"), ("team", "p/x", "p/*")}
+
+
+OTHERS = """
+[upstreams.spare]
+base_url = "http://127.0.0.1:1/v1"
+[upstreams.other]
+base_url = "http://127.0.0.1:1/v1"
+[routes]
+"m" = "up/x"
+"p/*" = { upstream = "up" }
+"gpt" = "openai/x"
+"q/*" = { upstream = "other" }
+"q/one" = "up/x"
+"p/two" = { upstream = "up", fallback = "spare/x" }
+"*" = { upstream = "other" }
+[keys]
+one = { secret = "sk-one-0123456789", models = ["q/one"] }
+two = { secret = "sk-two-0123456789", models = ["p/*"] }
+rest = { secret = "sk-rest-0123456789", models = ["z*"] }
+none = { secret = "sk-none-0123456789", models = ["gpt"] }
+all = "sk-all-0123456789"
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "patterns", "seen"),
+    [
+        ("all", None, {"up", "openai", "spare", "other"}),
+        ("one", None, {"up"}),
+        ("two", None, {"up", "spare"}),
+        ("rest", None, {"other"}),
+        ("none", None, {"openai"}),
+        ("all", ["q/*"], {"other", "up"}),
+        ("all", ["gpt", "p/t*"], {"openai", "up", "spare"}),
+        ("two", ["p/x", "gpt"], {"up"}),
+        ("two", ["gpt"], set()),
+        ("all", [], set()),
+    ],
+)
+async def test_hidden_channels(
+    upstream: Upstream, key: str, patterns: list[str] | None, seen: set[str]
+) -> None:
+    """Who may ask for some models only sees the upstreams that those lead to, be it by the key or by the
+    surface; and of sessions neither the others' keys nor where else they are.
+    """
+    surface = "" if patterns is None else f"[server]\nroutes = {patterns}\n"
+    toml = f'{surface}[upstreams.up]\nbase_url = "{upstream.url}"\n{OTHERS}'
+    headers = [(b"x-api-key", f"sk-{key}-0123456789".encode())]
+    async with serving(toml) as proxy:
+        found = await told(proxy, headers=headers)
+    assert {one["name"] for one in found["channels"]} == seen
+    assert found["connected_channels"] == len(seen - {"openai"})
+
+
+async def test_own_session(upstream: Upstream) -> None:
+    """A restricted key sees of its own sessions all that there is to see."""
+    upstream.will(hang())
+    narrow = [(b"x-api-key", NARROW.encode())]
+    async with (
+        serving(routes(upstream, KEYS)) as proxy,
+        await Client.connect(proxy.port) as client,
+    ):
+        await client.send(request(chat("p/x"), headers=narrow))
+        found = await until(proxy, lambda found: found["active_sessions"], headers=narrow)
+        found = await until(proxy, lambda found: found["sessions"][0]["model"], headers=narrow)
+        (session,) = found["sessions"]
+        told_of = [session[name] for name in ("key", "model", "route", "upstream")]
+        assert told_of == ["narrow", "p/x", "p/*", "up"]
 
 
 # Who may ask
@@ -608,6 +845,8 @@ def test_session_without_attempt(tmp_path: Path) -> None:
         {
             "id": "req_1",
             "surface": "main",
+            "key": None,
+            "model": None,
             "route": None,
             "upstream": None,
             "phase": "reading",
@@ -624,7 +863,12 @@ def test_session_without_attempt(tmp_path: Path) -> None:
 def facts(worker: int, state: str, answers: list[int], first: float | None) -> dict[str, Any]:
     """Write what one worker tells, with one session."""
     up = {"name": "up", "state": state, "in_flight": worker + 1, "error_rate": answers}
+    up |= {"failures": {"timeout": worker, "upstream_cut": 1}, "last_error": None}
+    if worker:
+        up |= {"last_error": {"code": f"c{worker}", "at": f"2026-11-22T09:30:0{worker}.000Z"}}
+    up |= {"credentials": [{"source": "K", "state": state}, {"source": "L", "state": "ready"}]}
     session = {"id": f"req_{worker}", "route": f"r{worker}", "upstream": "up"}
+    session |= {"key": f"k{worker}", "model": f"r{worker}"}
     return {
         "status": "ok",
         "uptime_seconds": 1.0,
@@ -641,11 +885,18 @@ def test_merged() -> None:
         {"worker": n, "pid": 10 + n, "facts": f} for n, f in enumerate(told)
     ]
     workers.append({"worker": 2, "pid": 12, "facts": None})
-    found = status.shown(status.merged(told[1], workers, 12.34567), lambda route: route == "r1")
+    key = Key("k1", b"", (Pattern("r1", False),))
+    view = status.View(None, key, RouteTable(()))
+    found = status.shown(status.merged(told[1], workers, 12.34567), status.View())
+    assert status.shown(found | {"channels": []}, view)["sessions"] == [
+        dict.fromkeys(("route", "upstream", "key", "model")) | {"id": "req_0", "worker": 0},
+        {"id": "req_1", "route": "r1", "upstream": None, "key": "k1", "model": "r1", "worker": 1},
+    ]
     assert found == {
         "status": "ok",
         "uptime_seconds": 12.346,
         "active_sessions": 2,
+        "connected_channels": 1,
         "channels": [
             {
                 "name": "up",
@@ -653,11 +904,18 @@ def test_merged() -> None:
                 "in_flight": 3,
                 "error_rate": 0.3,
                 "first_byte_ms": 20.0,
+                "failures": {"timeout": 1, "upstream_cut": 2},
+                "last_error": {"code": "c1", "at": "2026-11-22T09:30:01.000Z"},
+                "credentials": [
+                    {"source": "K", "state": "open"},
+                    {"source": "L", "state": "ready"},
+                ],
             }
         ],
         "sessions": [
-            {"id": "req_0", "route": None, "upstream": "up", "worker": 0},
-            {"id": "req_1", "route": "r1", "upstream": "up", "worker": 1},
+            {"id": f"req_{n}", "route": f"r{n}", "upstream": "up", "key": f"k{n}"}
+            | {"model": f"r{n}", "worker": n}
+            for n in range(2)
         ],
         "workers": [{"worker": 0, "pid": 10}, {"worker": 1, "pid": 11}, {"worker": 2, "pid": 12}],
     }

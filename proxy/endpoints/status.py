@@ -1,12 +1,17 @@
 """`GET /status`, and `/status/events` as a stream of it: how we are, and what we are doing.
 
 Channels are upstreams with their state, sessions exchanges in flight. Nothing of it is secret: no
-address, no key, no text of anybody's.
+address, no key but by its name, no text of anybody's; and who may ask for some models only sees what
+concerns those.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -14,22 +19,71 @@ import orjson
 from proxy import __version__
 from proxy.answers import author, respond
 from proxy.balance import Scores
-from proxy.breaker import Health
+from proxy.breaker import FAILURE_SECONDS, Health
 from proxy.config import Snapshot
 from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Endpoint
-from proxy.routes import Upstream
+from proxy.keys import Key
+from proxy.patterns import Pattern
+from proxy.routes import RouteTable, Upstream
 from proxy.surfaces import Surface
 
 EVERY_SECONDS = 1.0
 
 Facts = dict[str, Any]
-Shows = Callable[[str], bool]
 Everywhere = Callable[[Facts], Awaitable[Facts]]
 """Returns how all workers are, where one of them knows its own *facts*."""
-_WORSE = ("ready", "resting", "open", "dormant")
+_WORSE = ("ready", "resting", "failing", "open", "unknown", "dormant")
+"""States, from good to bad."""
+_ALL = (Pattern("", True),)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown to whom asks with *key* on *surface*: all, where neither is for some models only; else
+    the models that both are for, the upstreams that those lead to by *routes*, and its own key.
+    """
+
+    surface: Surface | None = None
+    key: Key | None = None
+    routes: RouteTable | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Return whether there is nothing that is not shown."""
+        return self._limits == (None, None)
+
+    def shows(self, model: str | None) -> bool:
+        """Return whether the *model*, or the route of that name, is shown."""
+        if model is None:
+            return False
+        if self.surface is not None and not self.surface.shows(model):
+            return False
+        return self.key is None or self.key.may_ask(model)
+
+    def sees(self, upstream: str | None) -> bool:
+        """Return whether the *upstream* is shown."""
+        return self.whole or upstream in self._upstreams
+
+    def names(self, key: str | None) -> bool:
+        """Return whether the name of the *key* is shown."""
+        return self.whole or (self.key is not None and self.key.name == key)
+
+    @property
+    def _limits(self) -> tuple[tuple[Pattern, ...] | None, tuple[Pattern, ...] | None]:
+        return (
+            None if self.surface is None else self.surface.routes,
+            None if self.key is None else self.key.models,
+        )
+
+    @cached_property
+    def _upstreams(self) -> set[str]:
+        here, theirs = (_ALL if limit is None else limit for limit in self._limits)
+        both = [one.meet(other) for one in here for other in theirs]
+        routes = () if self.routes is None else self.routes.reached(one for one in both if one)
+        return {target.upstream.name for route in routes for target in route.targets()}
 
 
 class Status:
@@ -42,18 +96,22 @@ class Status:
         sessions: Iterable[Exchange],
         started: float,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._snapshot = snapshot
         self._scores = scores
         self._sessions = sessions
         self._started = started
         self._clock = clock
+        self._wall = wall
 
-    def told(self, asking: Exchange | None = None, shows: Shows = lambda _: True) -> Facts:
-        """Return it as JSON has it, to *asking*, which is no session; with the names of the routes that
-        it *shows*.
-        """
-        return shown(self.facts(asking), shows)
+    def view(self, surface: Surface, key: Key | None) -> View:
+        """Return what is shown to whom asks with *key* on *surface*."""
+        return View(surface, key, self._snapshot.routes)
+
+    def told(self, asking: Exchange | None = None) -> Facts:
+        """Return it as JSON has it, to *asking*, which is no session, and sees all."""
+        return shown(self.facts(asking), View())
 
     def facts(self, asking: Exchange | None = None) -> Facts:
         """Return what there is to tell to *asking*, in full."""
@@ -69,10 +127,7 @@ class Status:
                 "loaded": snapshot.loaded.isoformat(timespec="seconds").replace("+00:00", "Z"),
                 "routes": len(snapshot.routes.routes),
             },
-            "connected_channels": sum(
-                upstream.lacks(passthrough=False) is None
-                for upstream in snapshot.upstreams.values()
-            ),
+            "connected_channels": 0,  # counted when it is known who asks: `shown`
             "active_sessions": len(sessions),
             "channels": [self._channel(one, now) for one in snapshot.upstreams.values()],
             "sessions": sessions,
@@ -82,19 +137,38 @@ class Status:
         healths = self._scores.of(upstream)
         answers = [health.answers(now) for health in healths]
         known = [health.latency for health in healths if health.latency]
+        failures = _sum(health.failures.lately(now) for health in healths)
+        succeeded = max(health.good for health in healths) > now - FAILURE_SECONDS
+        secrets = [one.secret for one in upstream.credentials]
+        have = [secret.known for secret in secrets] or [True]
+        states = [_state(*one, now) for one in zip(healths, have, strict=True)]
+        last = max((health.failures for health in healths), key=lambda failures: failures.at)
         return {
             "name": upstream.name,
-            "state": _state(upstream, healths, now),
+            "state": _channel_state(upstream, states, failing=bool(failures) and not succeeded),
             "in_flight": healths[0].load.active,
             "error_rate": [sum(good for good, _ in answers), sum(bad for _, bad in answers)],
             "first_byte_ms": round(min(known) * 1000, 1) if known else None,
+            "failures": failures,
+            "last_error": last.code and {"code": last.code, "at": self._time(last.at, now)},
+            "credentials": [
+                {"source": secret.source, "state": state}
+                for secret, state in zip(secrets, states, strict=False)
+            ],
         }
+
+    def _time(self, moment: float, now: float) -> str:
+        """Return the *moment* of our clock, which says *now*, as others write it."""
+        at = self._wall() - timedelta(seconds=now - moment)
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _session(self, exchange: Exchange, now: float) -> Facts:
         attempt = exchange.attempts[-1] if exchange.attempts else None
         return {
             "id": exchange.id,
             "surface": exchange.surface,
+            "key": exchange.key.name if exchange.key else None,
+            "model": exchange.model,
             "route": exchange.route.name if exchange.route else None,
             "upstream": exchange.upstream.name if exchange.upstream else None,
             "phase": attempt.phase if attempt else "reading",
@@ -104,21 +178,45 @@ class Status:
         }
 
 
-def _state(upstream: Upstream, healths: list[Health], now: float) -> str:
-    """Say whether *upstream* works: dormant, open (its breaker), resting, or ready."""
+def _state(health: Health, known: bool, now: float) -> str:
+    """Say how a credential does that has the score *health*; nothing can be said of one that has no value
+    yet, which is not *known*.
+    """
+    if not known:
+        return "unknown"
+    if health.is_open(now):
+        return "open"
+    if health.resting(now):
+        return "resting"
+    failing = health.failures.lately(now) and health.good <= now - FAILURE_SECONDS
+    return "failing" if failing else "ready"
+
+
+def _channel_state(upstream: Upstream, states: list[str], *, failing: bool) -> str:
+    """Say how *upstream* does, whose credentials are in *states*: as well as the best of them lets it,
+    and *failing* where of all of them none has succeeded lately, and one has failed.
+    """
     if upstream.lacks(passthrough=False) is not None:
         return "dormant"
-    if any(health.ready(now) for health in healths):
-        return "ready"
-    return "open" if any(health.open_until > now for health in healths) else "resting"
+    if "ready" in states or "failing" in states:
+        return "failing" if failing else "ready"
+    return next(state for state in ("open", "resting", "unknown") if state in states)
 
 
-def shown(facts: Facts, shows: Shows) -> Facts:
-    """Return *facts* as they are told to whom the names of the routes are shown that it *shows*."""
+def shown(facts: Facts, view: View) -> Facts:
+    """Return *facts* as they are told in the *view* of who asks."""
+    channels = [one for one in facts["channels"] if view.sees(one["name"])]
     return facts | {
-        "channels": [one | {"error_rate": _rate(*one["error_rate"])} for one in facts["channels"]],
+        "connected_channels": sum(one["state"] != "dormant" for one in channels),
+        "channels": [one | {"error_rate": _rate(*one["error_rate"])} for one in channels],
         "sessions": [
-            one | {"route": one["route"] if one["route"] and shows(one["route"]) else None}
+            one
+            | {
+                "key": one["key"] if view.names(one["key"]) else None,
+                "model": one["model"] if view.shows(one["model"]) else None,
+                "route": one["route"] if view.shows(one["route"]) else None,
+                "upstream": one["upstream"] if view.sees(one["upstream"]) else None,
+            }
             for one in facts["sessions"]
         ],
     }
@@ -156,13 +254,28 @@ def merged(asked: Facts, workers: list[Facts], uptime: float) -> Facts:
 def _together(channels: list[Facts]) -> Facts:
     known = [one["first_byte_ms"] for one in channels if one["first_byte_ms"] is not None]
     rates = [one["error_rate"] for one in channels]
+    errors = [one["last_error"] for one in channels if one["last_error"] is not None]
     return {
         "name": channels[0]["name"],
-        "state": max((one["state"] for one in channels), key=_WORSE.index),
+        "state": _worst(one["state"] for one in channels),
         "in_flight": sum(one["in_flight"] for one in channels),
         "error_rate": [sum(good for good, _ in rates), sum(bad for _, bad in rates)],
         "first_byte_ms": min(known, default=None),
+        "failures": _sum(one["failures"] for one in channels),
+        "last_error": max(errors, key=lambda error: str(error["at"]), default=None),
+        "credentials": [
+            {"source": alike[0]["source"], "state": _worst(one["state"] for one in alike)}
+            for alike in zip(*(one["credentials"] for one in channels), strict=False)
+        ],
     }
+
+
+def _sum(counts: Iterable[Mapping[Any, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, counts), Counter()))
+
+
+def _worst(states: Iterable[str]) -> str:
+    return max(states, key=_WORSE.index)
 
 
 def endpoint(
@@ -171,11 +284,11 @@ def endpoint(
     """Return what answers with the status, once: of this process, or of all of them *everywhere*."""
 
     async def handle(exchange: Exchange, request: Request) -> bool:
-        shows = _shown(exchange, forward, surface)
+        view = _view(exchange, forward, surface, status)
         facts = status.facts(exchange)
         if everywhere is not None:
             facts = await everywhere(facts)
-        return respond(exchange, request, orjson.dumps(shown(facts, shows)))
+        return respond(exchange, request, orjson.dumps(shown(facts, view)))
 
     return Endpoint(("GET", "HEAD"), handle)
 
@@ -186,20 +299,20 @@ def events(
     """Return what answers with the status, each second anew, until the client leaves."""
 
     async def handle(exchange: Exchange, request: Request) -> bool:
-        shows = _shown(exchange, forward, surface)
+        view = _view(exchange, forward, surface, status)
         async with author(exchange, request) as stream:
             while True:
                 facts = status.facts(exchange)
                 if everywhere is not None:
                     facts = await everywhere(facts)
-                await stream.send(orjson.dumps(shown(facts, shows)).decode())
+                await stream.send(orjson.dumps(shown(facts, view)).decode())
                 await asyncio.sleep(EVERY_SECONDS)
         return False
 
     return Endpoint(("GET",), handle)
 
 
-def _shown(exchange: Exchange, forward: Forward, surface: Surface) -> Shows:
-    """Identify who asks; return what says whether they may see the name of a route."""
+def _view(exchange: Exchange, forward: Forward, surface: Surface, status: Status) -> View:
+    """Identify who asks; return what is shown to them."""
     key = exchange.key = forward.identify(exchange, surface)
-    return lambda name: surface.shows(name) and (key is None or key.may_ask(name))
+    return status.view(surface, key)
