@@ -10,7 +10,9 @@ from proxy.body import BodyError, find_model, splice
 from proxy.sse import TAIL, ends
 
 PLAIN_BYTES = 4 * 1024 * 1024
-"""A plain answer up to this size is held until it is complete; a longer one passes as it is."""
+"""A plain answer up to this size is held until it is complete, but for blank lines before it; a longer one
+passes as it is.
+"""
 EVENT_BYTES = 1024 * 1024
 """The same of an event."""
 
@@ -36,13 +38,20 @@ class Echo:
         """Take the next *data* of the answer; return what may pass now."""
         if self._passing and not self._stream:
             return data
+        if not self._stream and not self._held:  # blank lines say that somebody is still at work
+            begun = data.lstrip(b" \t\r\n")
+            self._held += begun
+            blank = data[: len(data) - len(begun)]
+            return blank + self._pass_long()
         self._held += data
-        if self._stream:
-            return self._events()
-        if len(self._held) > PLAIN_BYTES:
-            self._passing = True
-            return self._take(len(self._held))
-        return b""
+        return self._events() if self._stream else self._pass_long()
+
+    def _pass_long(self) -> bytes:
+        """Return what is held of a plain answer, if that is too much."""
+        if len(self._held) <= PLAIN_BYTES:
+            return b""
+        self._passing = True
+        return self._take(len(self._held))
 
     def rest(self) -> bytes:
         """Return what was held, at the end of the answer, or where it broke off."""

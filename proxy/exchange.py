@@ -47,7 +47,7 @@ class Attempt:
 
     *abandoned*: an answer came, and another upstream was asked all the same; this says whether it may
     have been billed. *broken*: its answer broke off, by the upstream's doing. *reason* says where
-    nothing could be reached, and why.
+    nothing could be reached, and why. *spared*: all that was streamed of it was an error.
     """
 
     upstream: str
@@ -59,13 +59,14 @@ class Attempt:
     abandoned: bool | None = None
     broken: bool = False
     reason: str | None = None
+    spared: bool = False
 
     @property
     def maybe_billed(self) -> bool:
         """Return whether the upstream may have executed it without the caller having its answer."""
         if self.abandoned is not None:
             return self.abandoned
-        return self.error is not None and self.phase in ("sent", "streaming")
+        return self.error is not None and self.phase in ("sent", "streaming") and not self.spared
 
 
 @dataclass(slots=True, eq=False)

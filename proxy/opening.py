@@ -30,11 +30,11 @@ from proxy.errors import (
 from proxy.exchange import Attempt, Exchange
 from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
-from proxy.relay import is_plain, is_stream, outcome_of
+from proxy.relay import is_good, is_plain, is_stream, outcome_of
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
 from proxy.routes import Group, Route, Target, Upstream
-from proxy.shapes import LOOKED_AT, Meaning, read
-from proxy.sse import error_in, has_event
+from proxy.shapes import LOOKED_AT, Meaning, meaning, read
+from proxy.sse import first_error, has_event, status_of
 from proxy.target import path_for, query_for
 from proxy.transport import Transport, least
 
@@ -491,19 +491,21 @@ class _Opening:
         if status in LOOKED_AT and not asked.passthrough:
             body = await self._peek(connection, lambda _: False)
             coding = headers.first.get(b"content-encoding", b"")
-            stands_for = _STANDS_FOR.get(read(status, body, coding), status)
-            if stands_for != TOO_LONG or (route is not None and route.on_context_length):
-                return stands_for
-        elif (
-            status == 200
-            and route is not None
-            and route.peek
-            and is_stream(headers)
-            and is_plain(headers)
-        ):
+            return self._stands_for(status, read(status, body, coding))
+        if route is None or not route.peek or not is_good(status):
+            return status
+        if is_stream(headers) and is_plain(headers):
             body = await self._peek(connection, has_event)
-            return error_in(body) or status
+            if (error := first_error(body)) is not None:
+                return self._stands_for(status_of(error), meaning(400, error))
         return status
+
+    def _stands_for(self, status: int, meant: Meaning | None) -> int:
+        """Return what an error of *status* is taken for that is *meant* so."""
+        route = self._asked.route
+        if meant is Meaning.TOO_LONG and (route is None or not route.on_context_length):
+            return status
+        return _STANDS_FOR.get(meant, status)
 
     async def _peek(self, connection: Connection, enough: Callable[[bytes], bool]) -> bytes:
         """Return how the body of an answer begins; to wait for that is to wait for the upstream."""

@@ -18,6 +18,8 @@ from proxy.routes import Base, Origin, Upstream
 
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
+_UNREADABLE = frozenset({b"br", b"zstd"})
+"""The content codings that clients ask for and an answer could not be read in, to see what it says."""
 _PROTOCOL = b"sec-websocket-protocol"
 _TOKEN = b"openai-insecure-api-key."
 
@@ -96,6 +98,7 @@ def head(method: str, to: Addressed, signature: Signature, client: Iterable[Pair
     empty one.
     """
     kept = outbound(client, drop=signature.drop, passthrough=signature.passthrough)
+    kept = _readable(kept)
     if signature.tokens:
         kept = _without_token(kept)
     added = signature.lines
@@ -109,6 +112,27 @@ def head(method: str, to: Addressed, signature: Signature, client: Iterable[Pair
         hop = proxy_authorization(origin).encode("ascii")
     first = f"{method} {target} HTTP/1.1\r\nHost: {origin.authority}\r\n"
     return first.encode("utf-8", "surrogateescape") + hop + lines(kept) + added
+
+
+def _readable(pairs: list[Pair]) -> list[Pair]:
+    """Return *pairs* less the content codings that cannot be unpacked here, as what an error says has to be
+    understood. Where none other is accepted, none is asked for.
+    """
+    offered = [value for name, value in pairs if name.lower() == _ACCEPT_ENCODING]
+    if not any(_coding(one) in _UNREADABLE for value in offered for one in value.split(b",")):
+        return pairs
+    kept: list[Pair] = []
+    for name, value in pairs:
+        if name.lower() == _ACCEPT_ENCODING:
+            rest = [one for one in value.split(b",") if _coding(one) not in _UNREADABLE]
+            value = b",".join(rest).strip()
+        if value or name.lower() != _ACCEPT_ENCODING:
+            kept.append((name, value))
+    return kept if find(kept, _ACCEPT_ENCODING) is not None else [*kept, _IDENTITY]
+
+
+def _coding(offered: bytes) -> bytes:
+    return offered.partition(b";")[0].strip().lower()
 
 
 def length(count: int) -> bytes:

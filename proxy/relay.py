@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from proxy.connection import BODILESS, Connection, Flow
-from proxy.dialects import Ending
+from proxy.dialects import Ending, shape_of
 from proxy.echo import Echo
 from proxy.errors import (
     CLIENT_STALLED,
@@ -32,7 +32,8 @@ from proxy.headers import Headers, inbound, lines
 from proxy.outbox import Outgoing
 from proxy.peers import Stall
 from proxy.routes import Timeouts
-from proxy.sse import Tap
+from proxy.shapes import PLAIN
+from proxy.sse import BOM, Tap, begins
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
@@ -41,7 +42,10 @@ MEDIA_TYPE_BYTES = 128
 
 _LENGTH = b"content-length"
 _CORS = b"access-control-"
-_COMMENT = b": keepalive\n\n"
+_COMMENT = b": keepalive\n"
+"""With one line end: where an empty line follows, some decoders take the two for an event without data."""
+_COMMENT_ALONE = b": keepalive\n\n"
+"""For Google's decoder, which takes what stands before an empty line for one thing."""
 
 
 class Downstream(Protocol):
@@ -83,7 +87,9 @@ class Relay:
         "_tap",
         "_timeouts",
         "_total",
+        "_unsure",
         "_upstream",
+        "_wanted",
         "keep_alive",
     )
 
@@ -112,6 +118,8 @@ class Relay:
         self._timeouts = timeouts
         self._shape: Shape = exchange.dialect.shape if exchange.dialect else "openai"
         self._tap: Tap | None = None
+        self._unsure: bytes | None = None  # what has come of a stream that may be none
+        self._wanted = exchange.stream
         self._begun = b""
         self._chunked = False
         self.keep_alive = keep_alive
@@ -175,6 +183,8 @@ class Relay:
             return
         self._last = self._clock()
         self._exchange.bytes_out += len(data)
+        if self._unsure is not None:
+            self._judge(data)
         echo = self._echo
         if echo is not None:
             if named := echo.feed(data):
@@ -188,15 +198,14 @@ class Relay:
             tap.feed(data)
             self._exchange.finished = tap.finished
             if tap.failed and self._exchange.error is None:
-                self._exchange.error = STREAM_ERROR.code
-                self._exchange.outcome = STREAM_ERROR.outcome
+                self._note_failure(tap)
             if tap.over and self._grace is None:
                 self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
 
     def end(self) -> None:
         """The upstream's answer is complete."""
         tap = self._tap
-        if tap is not None and tap.checked and not tap.closes():
+        if tap is not None and tap.checked and not tap.closes() and not self._has_length():
             message = "The upstream ended its answer before it was finished."
             self._break(ProxyError(STREAM_INCOMPLETE, message))
         else:
@@ -243,7 +252,8 @@ class Relay:
         drop: frozenset[bytes] = frozenset()
         if is_stream(headers):
             exchange.stream = True
-            plain = status == 200 and is_plain(headers)
+            self._unsure = b""
+            plain = is_good(status) and is_plain(headers)
             self._tap = Tap(self._ending() if plain else Ending.NONE)
             if not plain:
                 self._keepalive = None
@@ -251,7 +261,12 @@ class Relay:
                 drop = frozenset({_LENGTH})  # something of ours may have to be put in
         else:
             self._keepalive = None
-        if self._asked is not None and status == 200 and is_plain(headers) and _has_model(headers):
+        if (
+            self._asked is not None
+            and is_good(status)
+            and is_plain(headers)
+            and _has_model(headers)
+        ):
             self._echo = Echo(self._asked, stream=self._tap is not None)
             drop = frozenset({_LENGTH})
         pairs = inbound(headers, drop=drop)
@@ -291,6 +306,34 @@ class Relay:
             return Ending.DONE
         return dialect.ending
 
+    def _judge(self, data: bytes) -> None:
+        """Decide whether this is the stream that its label says, now that *data* begins it, or goes on
+        to: a plain answer is left as it is from here on, and ends as one.
+        """
+        begun = (self._unsure or b"") + data
+        known = begins(begun)
+        if known is None:
+            self._unsure = begun[: len(BOM)] if BOM.startswith(begun[: len(BOM)]) else b""
+            return
+        self._unsure = None
+        if not known:
+            self._tap = None
+            self._exchange.stream = self._wanted
+            if self._asked is not None and self._echo is not None:
+                self._write_rest()
+                self._echo = Echo(self._asked, stream=False)
+
+    def _has_length(self) -> bool:
+        """Return whether the upstream said how long its answer would be, and kept to it."""
+        first = self._upstream.headers.first
+        return _LENGTH in first and b"transfer-encoding" not in first
+
+    def _note_failure(self, tap: Tap) -> None:
+        """Take note that the upstream has said, in the middle of its answer, that it has failed."""
+        self._exchange.error = self._attempt.error = STREAM_ERROR.code
+        self._exchange.outcome = STREAM_ERROR.outcome
+        self._attempt.spared = not tap.spoke
+
     def _write(self, data: bytes) -> None:
         begun = self._begun
         if self._chunked and data:
@@ -322,18 +365,26 @@ class Relay:
         self._close()
 
     def _break(self, error: ProxyError) -> None:
-        """End the answer as an unfinished one: say why in an event, and leave the transfer open-ended."""
+        """End the answer as an unfinished one: say why in an event, and leave the transfer open-ended.
+
+        Where it broke off in the middle of an event, nothing is said: to close the half one would make
+        an SDK stumble over its broken JSON, and to leave it open has it say that the connection broke,
+        which is the truth. Only a client of HTTP/1.0 cannot see that, and hears of it all the same.
+        """
         self._exchange.outcome = error.kind.outcome
         self._exchange.error = error.kind.code
         self._attempt.error = error.kind.code
-        self._attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_INCOMPLETE, STREAM_IDLE)
+        self._attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
         self.keep_alive = False
         tap = self._tap
         if not self._out.is_closing():
             self._write_rest()
         if tap is not None and tap.checked and not self._out.is_closing():
             event = render_event(error, self._shape, self._exchange.id)
-            self._write(event if tap.between else b"\n\n" + event)
+            if tap.between:
+                self._write(event)
+            elif not self._chunked:
+                self._write(b"\n\n" + event)
         self._close()
 
     def _close(self) -> None:
@@ -364,8 +415,10 @@ class Relay:
         if left <= 0:
             left = self._keepalive
             over = tap is None or tap.over or self._out.is_closing()
-            if not over and tap is not None and tap.between and not self._paused:
-                self._write(_COMMENT)
+            early = self._unsure is not None and not self._wanted  # it may be no stream
+            if not over and not early and tap is not None and tap.quiet and not self._paused:
+                gemini = "gemini" in (self._shape, shape_of(self._exchange.path))
+                self._write(_COMMENT_ALONE if gemini else _COMMENT)
                 self._spoke = self._clock()
         self._comment = self._loop.call_later(left, self._check_silence)
 
@@ -416,8 +469,13 @@ _media_type = lru_cache(maxsize=256)(_as_media_type)
 
 def is_plain(headers: Headers) -> bool:
     """Return whether what *headers* announce can be read as it is."""
-    coding = headers.first.get(b"content-encoding")
-    return coding is None or coding.strip().lower() == b"identity"
+    codings = headers.first.get(b"content-encoding", b"")
+    return all(coding.strip().lower() in PLAIN for coding in codings.split(b","))
+
+
+def is_good(status: int) -> bool:
+    """Return whether *status* is that of an answer that is what was asked for."""
+    return 200 <= status < 300
 
 
 def outcome_of(status: int) -> Outcome:

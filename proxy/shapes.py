@@ -230,7 +230,7 @@ _INSIDE = ("error", "errors", "detail", "details")
 class Said:
     """What an error says: its *codes*, in lower case, its *texts*, and those of others that it *quotes*."""
 
-    codes: set[str] = field(default_factory=set)
+    codes: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     quotes: list[str] = field(default_factory=list)
 
@@ -274,6 +274,12 @@ def said(body: bytes) -> Said:
         if not body.lstrip().startswith((b"<", b"{", b"[")):  # no page, nor what is cut off
             told.texts.append(body.decode("utf-8", "replace"))
         return told
+    return gathered(tree)
+
+
+def gathered(tree: Any) -> Said:
+    """Return what the error says that is, as JSON, this *tree*."""
+    told = Said()
     _gather(tree, told, DEPTH)
     return told
 
@@ -290,7 +296,7 @@ def _gather(tree: Any, told: Said, depth: int) -> None:
     for name in _CODES:
         value = tree.get(name)
         if isinstance(value, str | int):
-            told.codes.add(str(value).lower())
+            told.codes.append(str(value).lower())
     for name in _TEXTS:
         value = tree.get(name)
         if isinstance(value, str):

@@ -14,52 +14,63 @@ from typing import Any
 import msgspec
 
 from proxy.dialects import Ending
+from proxy.shapes import Said, gathered, meaning, said
 
 HELD_BYTES = 1024 * 1024
 """How much of an unfinished event is kept to look for its marker; of a longer one, the beginning."""
+
+BOM = b"\xef\xbb\xbf"
+"""May begin a stream; in the middle of one it is a part of whatever it stands before."""
 
 # An event ends with an empty line. Atomic, so that CRLF is never taken for two line ends.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
 TAIL = 3
 """So many bytes may hold the beginning of an empty line."""
 
-_DONE = ((b"data:", b"[DONE]", re.compile(b"")),)
-_NAME_ENDS = re.compile(rb"[ \t]*+(?:[\r\n]|$)")
-_MARKERS = {
-    Ending.CHAT: _DONE,
-    Ending.DONE: _DONE,
-    Ending.MESSAGES: ((b"event:", b"message_stop", _NAME_ENDS),),
-    Ending.RESPONSES: tuple(
-        (b"event:", b"response." + how, _NAME_ENDS)
-        for how in (b"completed", b"incomplete", b"failed")
-    ),
+_SPEECH = {
+    Ending.NONE: (),
+    Ending.CHAT: (b"[DONE]",),
+    Ending.DONE: (b"[DONE]",),
+    Ending.MESSAGES: (b"message_stop",),
+    Ending.RESPONSES: (b"response.completed", b"response.incomplete", b"response.failed"),
 }
-"""The field, how its value begins, and what must follow. Each is found by its value, which is many
-times faster than looking at every line.
+"""What ends a stream: data of this text, or an event that is called so, by its field `event` or, as some
+vendors and all SDKs have it, by the `type` in its data. Each is found by its text, which is many times
+faster than looking at every line.
 """
+_NAME_ENDS = re.compile(rb"[ \t]*+(?:[\r\n]|$)")
 _FINISH = re.compile(rb'"finish_reason"[ \t]*:[ \t]*"')
-_DATA = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])data: ?([^\r\n]*)")
-
+_FURTHER = re.compile(rb'"index"[ \t]*:[ \t]*[1-9]')
+"""What a chunk has in it that speaks for another choice than the first, or calls several tools."""
+_DATA = re.compile(rb"(?:^|[\r\n])data: ?([^\r\n]*)")
+_APART = re.compile(rb"(?:^|[\r\n])error: ?([^\r\n]*)")
+"""An error in a field of its own, which the standard does not know: GPUStack's."""
 
 _ERROR = re.compile(
-    rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?error[ \t]*(?:[\r\n]|$)"
-    rb'|(?<!\\)"error"[ \t]*:(?![ \t]*null)|(?<!\\)"object"[ \t]*:[ \t]*"error"'
+    rb"(?:^|[\r\n])(?:event: ?error[ \t]*(?:[\r\n]|$)|error:)"
+    rb'|(?<!\\)"error"[ \t]*:(?![ \t]*null)|(?<!\\)"(?:object|type)"[ \t]*:[ \t]*"error"'
 )
 """What an event has in it by which an upstream says, inside a 200, that it has failed."""
-_NAMED = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])event: ?error[ \t]*(?:[\r\n]|$)")
-_FIELD = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])(?:data|event)(?:[:\r\n]|$)")
+_NAMED = re.compile(rb"(?:^|[\r\n])event: ?error[ \t]*(?:[\r\n]|$)")
+_FIELD = re.compile(rb"(?:^|[\r\n])(?:data|event|error)(?:[:\r\n]|$)")
 """What an event has in it that is more than comments."""
 
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    index: int | None = 0
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_TYPED = msgspec.json.Decoder(_Typed)
 
 
 class Tap:
@@ -68,17 +79,41 @@ class Tap:
     *finished*: an end now would be an end, because the marker of its *ending* was seen. *over*:
     nothing can follow any more. The two differ where a choice's `finish_reason` is all there is:
     usage, `[DONE]` or another choice may still come. *between*: the last byte ended an event, or
-    there was none yet. *failed*: an event said that the upstream has failed, which is an end too.
+    there was none yet; *quiet*: and no line feed can still belong to it. *spoke*: an event passed
+    that was none of failure. *failed*: one said that the upstream has failed, which is an end too.
     """
 
-    __slots__ = ("_ending", "_held", "_size", "_tail", "between", "failed", "finished", "over")
+    __slots__ = (
+        "_begun",
+        "_ending",
+        "_going_on",
+        "_held",
+        "_reasons",
+        "_several",
+        "_size",
+        "_tail",
+        "_usual",
+        "between",
+        "failed",
+        "finished",
+        "over",
+        "quiet",
+        "spoke",
+    )
 
     def __init__(self, ending: Ending) -> None:
         self._ending = ending
+        self._begun: bytes | None = b""  # what came of a BOM, until it is known whether it is one
+        self._usual = False  # between events, with nothing to be seen to but the next ones
         self._held: list[bytes] = []  # the beginning of the event that is arriving
         self._size = 0
         self._tail = b""  # its last bytes, which may begin a blank line
+        self._several = False  # there are other choices than the first
+        self._going_on: set[int] = set()  # choices that were seen, and have not finished
+        self._reasons: set[int] = set()  # those that have
         self.between = True
+        self.quiet = True
+        self.spoke = False
         self.failed = False
         self.finished = False
         self.over = False
@@ -90,13 +125,43 @@ class Tap:
 
     def feed(self, data: bytes) -> None:
         """Take note of *data*, the next piece of the body."""
+        if self._usual and data.endswith(b"\n\n"):  # nearly always: whole events, by themselves
+            self._look(data)
+            return
+        if data:
+            self._take(data)
+
+    def closes(self) -> bool:
+        """Return whether an end here is an end; `[DONE]` needs no empty line behind it for that."""
+        if not self.finished and self._ending in (Ending.CHAT, Ending.DONE):
+            self.finished = _is_marked(b"".join(self._held), Ending.DONE)
+        return self.finished or self.failed
+
+    def _take(self, data: bytes) -> None:
+        """Do what `feed` does with whatever it is."""
+        last = data[-1:]
+        if self._begun is not None:
+            data = self._begin(data)
         if self.between:
-            if data.endswith(b"\n\n"):  # nearly always: whole events, written by themselves
-                self._look(data)
-                return
             data = data.lstrip(b"\r\n")  # more empty lines end nothing
-            if not data:
-                return
+        if data:
+            self._split(data)
+        self.quiet = self.between and last != b"\r"
+        self._usual = self.quiet and self.spoke
+
+    def _begin(self, data: bytes) -> bytes:
+        """Take the first *data* of all; return it without its BOM."""
+        data = (self._begun or b"") + data
+        if len(data) < len(BOM) and BOM.startswith(data):
+            self._begun = data
+            self.between = False
+            return b""
+        self._begun = None
+        self.between = True
+        return data.removeprefix(BOM)
+
+    def _split(self, data: bytes) -> None:
+        """Look at what *data* ends of the events, and hold what it begins."""
         window = self._tail + data
         found = window.rfind(b"\n\n")
         end = found + 2 if found >= 0 else 0
@@ -113,12 +178,6 @@ class Tap:
         if data:
             self._hold(data, window)
 
-    def closes(self) -> bool:
-        """Return whether an end here is an end; `[DONE]` needs no empty line behind it for that."""
-        if not self.finished and self._ending in (Ending.CHAT, Ending.DONE):
-            self.finished = _is_marked(b"".join(self._held), Ending.DONE)
-        return self.finished or self.failed
-
     def _hold(self, data: bytes, window: bytes) -> None:
         """Keep *data* of an event that is not complete, as far as there is room for it."""
         self.between = False
@@ -131,41 +190,84 @@ class Tap:
         """Look for the terminal marker in *events*."""
         ending = self._ending
         if events.rfind(b"error") >= 0 and _ERROR.search(events):  # half the time of `in`
-            self.failed = self.failed or any(_failure(one) is not None for one in _events(events))
-        if ending is Ending.NONE or self.over:
-            return
-        self.over = _is_marked(events, ending)
+            self._look_for_failure(events)
+        if not self.spoke and not self.failed:
+            self.spoke = _FIELD.search(events) is not None
         if self.over:
-            self.finished = True
-        elif ending is Ending.CHAT and (self.finished or _FINISH.search(events)):
+            return
+        for words in _SPEECH[ending]:
+            if events.rfind(words) >= 0 and _is_marked(events, ending):
+                self.over = self.finished = True
+                return
+        if ending is Ending.CHAT and (
+            self._several
+            or self._reasons
+            or not self._going_on  # the first chunk
+            or _FINISH.search(events)
+            or _FURTHER.search(events)
+        ):
             self._look_for_reasons(events)
 
+    def _look_for_failure(self, events: bytes) -> None:
+        """Take note of whether one of *events* says that all has failed, and of what was said before."""
+        if self.failed:
+            return
+        for event in _events(events):
+            if _failure(event) is not None:
+                self.failed = True
+                return
+            self.spoke = True
+
     def _look_for_reasons(self, events: bytes) -> None:
-        """Take note of which choices finish and which go on: with several, one ends before another."""
+        """Take note of which choices finish and which go on: with several, one ends before another, and
+        of those that were seen the last one ends the stream. One that has finished stays so.
+        """
         for event in _BLANK.split(events):
             try:
                 choices = _CHUNK.decode(b"\n".join(_DATA.findall(event))).choices
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
-            if choices:
-                self.finished = all(choice.finish_reason for choice in choices)
+            for choice in choices:
+                index = choice.index or 0
+                self._several = self._several or index != 0
+                if choice.finish_reason:
+                    self._reasons.add(index)
+                    self._going_on.discard(index)
+                elif index not in self._reasons:
+                    self._going_on.add(index)
+        self.finished = bool(self._reasons) and not self._going_on
 
 
 def _is_marked(events: bytes, ending: Ending) -> bool:
-    """Return whether a line of *events* is the marker of *ending*."""
-    for field, value, follows in _MARKERS[ending]:
-        at = events.rfind(value)  # from the end, where it stands if anywhere
+    """Return whether one of *events* is the marker of *ending*."""
+    field = b"data:" if ending in (Ending.CHAT, Ending.DONE) else b"event:"
+    for words in _SPEECH[ending]:
+        at = events.rfind(words)  # from the end, where it stands if anywhere
         while at >= 0:
             begin = at - len(field) - (events[at - 1 : at] == b" ")
-            first = begin == 0 or (begin == 3 and events.startswith(b"\xef\xbb\xbf"))
-            if (
-                begin >= 0
-                and events.startswith(field, begin)
-                and (first or events[begin - 1] in b"\r\n")
-                and follows.match(events, at + len(value))
+            if begin < 0 or not events.startswith(field, begin):
+                if field == b"event:" and _has_type(events, at, words):
+                    return True
+            elif (begin == 0 or events[begin - 1] in b"\r\n") and (
+                field == b"data:" or _NAME_ENDS.match(events, at + len(words))
             ):
                 return True
-            at = events.rfind(value, 0, at)
+            at = events.rfind(words, 0, at)
+    return False
+
+
+def _has_type(events: bytes, at: int, words: bytes) -> bool:
+    """Return whether the event in which *words* stand, *at*, has them for the `type` of its data."""
+    if events[at - 1 : at] != b'"' or events[at + len(words) : at + len(words) + 1] != b'"':
+        return False
+    begin = 0
+    for end in ends(events):
+        if end > at:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                data = b"\n".join(_DATA.findall(events[begin:end]))
+                return _TYPED.decode(data).type.encode() == words
+            return False
+        begin = end
     return False
 
 
@@ -194,22 +296,32 @@ def data_of(body: bytes) -> tuple[list[bytes], bytes]:
     return found, body[begin:]
 
 
-def has_event(body: bytes) -> bool:
-    """Return whether *body*, the beginning of a stream, holds a whole event; comments are none."""
-    return next(_events(body), None) is not None
-
-
-def error_in(body: bytes) -> int | None:
-    """Return the status that stands for the error which is the first event of *body*, None where the
-    first event is none.
+def begins(body: bytes) -> bool | None:
+    """Return whether what begins with *body* is a stream at all, whatever its label says: no line of
+    one begins with a brace or a bracket, as JSON does. None where that is not to be seen yet.
     """
-    event = next(_events(body), None)
-    if event is None or not _ERROR.search(event):
+    if len(body) < len(BOM) and BOM.startswith(body):
         return None
-    said = _failure(event)
-    if said is None:
-        return None
-    words = " ".join(str(said.get(name) or "") for name in ("code", "type", "status")).lower()
+    first = body.removeprefix(BOM).lstrip()[:1]
+    return first not in (b"{", b"[") if first else None
+
+
+def has_event(body: bytes) -> bool:
+    """Return whether *body*, the beginning of a stream, holds a whole event, comments being none; or
+    whether none will come, because it is no stream.
+    """
+    return begins(body) is False or next(_events(body.removeprefix(BOM)), None) is not None
+
+
+def first_error(body: bytes) -> Said | None:
+    """Return what the error says which is the first event of *body*, None where the first event is none."""
+    event = next(_events(body.removeprefix(BOM)), None)
+    return None if event is None or not _ERROR.search(event) else _failure(event)
+
+
+def status_of(error: Said) -> int:
+    """Return the status that stands for *error*."""
+    words = " ".join(error.codes)
     number = re.search(r"(?<![0-9])[45][0-9]{2}(?![0-9])", words)
     if number is not None:
         return int(number[0])
@@ -217,10 +329,19 @@ def error_in(body: bytes) -> int | None:
         return 429
     if "overloaded" in words:
         return 529
-    return 400 if any(word in words for word in _CALLERS) else 500
+    callers = any(word in words for word in _CALLERS) or meaning(400, error) is not None
+    return 400 if callers else 500
 
 
-_CALLERS = ("invalid", "not_found", "permission", "authentication", "context_length", "too_large")
+_CALLERS = (
+    "invalid",
+    "validation",
+    "not_found",
+    "permission",
+    "authentication",
+    "context_length",
+    "too_large",
+)
 """What stands in an error that nobody else would answer otherwise."""
 
 
@@ -234,19 +355,26 @@ def _events(body: bytes) -> Iterator[bytes]:
             yield event
 
 
-def _failure(event: bytes) -> dict[str, Any] | None:
+def _failure(event: bytes) -> Said | None:
     """Return what *event* says of the failure of its upstream, None where it says of none: it is the
     whole that has failed, not some part of it, such as the call of a tool.
     """
-    said: Any = None
+    apart = _APART.findall(event)
+    if apart:
+        return said(b"\n".join(apart))
+    tree: Any = None
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = msgspec.json.decode(b"\n".join(_DATA.findall(event)))
-    if not isinstance(said, dict):
-        return {} if _NAMED.search(event) else None
-    response = said.get("response")
-    for one in (said, response if isinstance(response, dict) else {}):
-        if isinstance(one.get("error"), dict):
-            return dict(one["error"])
-    if said.get("object") == "error" or _NAMED.search(event):
-        return said
-    return None
+        tree = msgspec.json.decode(b"\n".join(_DATA.findall(event)))
+    for one in tree if isinstance(tree, list) else [tree]:
+        if not isinstance(one, dict):
+            continue
+        response = one.get("response")
+        for place in (one, response if isinstance(response, dict) else {}):
+            error = place.get("error")
+            if isinstance(error, dict):
+                return gathered(error)
+            if error:
+                return gathered(place)
+        if "error" in (one.get("object"), one.get("type")):
+            return gathered(one)
+    return gathered(tree) if _NAMED.search(event) else None

@@ -112,6 +112,26 @@ def test_streams_are_not_compressed() -> None:
     assert values(written(), b"accept-encoding") == []
 
 
+@pytest.mark.parametrize(
+    ("offered", "sent"),
+    [
+        ([b"gzip, deflate, br, zstd"], [b"gzip, deflate"]),
+        ([b"br, gzip"], [b"gzip"]),
+        ([b"gzip;q=0.5,BR;q=1 , x"], [b"gzip;q=0.5, x"]),
+        ([b"zstd ;q=1", b"gzip"], [b"gzip"]),
+        ([b"br", b"zstd"], [b"identity"]),
+        ([b"br,"], [b"identity"]),
+        ([b"gzip , deflate"], [b"gzip , deflate"]),
+        ([b"*", b"brotli", b"x-br", b""], [b"*", b"brotli", b"x-br", b""]),
+        ([], []),
+    ],
+)
+def test_codings_that_cannot_be_read(offered: list[bytes], sent: list[bytes]) -> None:
+    """`br` and `zstd` are not asked for, since an error in them could not be understood."""
+    text = written(*[(b"accept-Encoding", value) for value in offered])
+    assert values(text, b"accept-encoding") == sent
+
+
 def test_streams_are_not_compressed_by_the_table() -> None:
     """An upstream's table cannot ask for a second encoding of a stream."""
     upstream = Upstream("up", Base(ORIGIN, ""), headers=((b"Accept-Encoding", b"gzip"),))

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.dialects import Ending
-from proxy.sse import HELD_BYTES, Tap, error_in, has_event
+from proxy.sse import HELD_BYTES, Tap, begins, first_error, has_event, status_of
 
 # The oracle is a plain reading of WHATWG HTML section 9.2.6, of the whole stream at once.
 
@@ -22,15 +22,13 @@ Event = tuple[bytes, bytes]
 
 def parse(stream: bytes) -> tuple[list[Event], bool]:
     """Return the events of *stream*, type and data, and whether it ends between two of them."""
-    lines = re.split(rb"\r\n|\n|\r", stream)
+    lines = re.split(rb"\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf"))
     rest = lines.pop()
     between = not rest and (not lines or lines[-1] == b"")
     events: list[Event] = []
     kind = b""
     data: list[bytes] = []
-    for index, line in enumerate(lines):
-        if index == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+    for line in lines:
         if not line:
             if data or kind:
                 events.append((kind, b"\n".join(data)))
@@ -48,28 +46,48 @@ def parse(stream: bytes) -> tuple[list[Event], bool]:
 def facts(ending: Ending, stream: bytes) -> tuple[bool, bool, bool]:
     """Return what a tap is to know after *stream*: between, finished, over."""
     events, between = parse(stream)
-    finished = over = False
+    over = False
+    going_on: set[int] = set()
+    reasons: set[int] = set()
     for kind, data in events:
         if over:
             break
         if ending is Ending.MESSAGES:
-            over = kind == b"message_stop"
+            over = b"message_stop" in (kind, _type(data))
         elif ending is Ending.RESPONSES:
-            over = kind in (b"response.completed", b"response.incomplete", b"response.failed")
+            over = any(b"response." + how in (kind, _type(data)) for how in HOWS)
         else:
             over = data == b"[DONE]"
             if ending is Ending.CHAT and not over:
-                finished = _reasons(data, finished)
-    return between, finished or over, over
+                _note_reasons(data, going_on, reasons)
+    return between, (bool(reasons) and not going_on) or over, over
 
 
-def _reasons(data: bytes, before: bool) -> bool:
+HOWS = (b"completed", b"incomplete", b"failed")
+
+
+def _type(data: bytes) -> bytes | None:
     try:
-        choices = json.loads(data)["choices"]
-        reasons = [choice.get("finish_reason") for choice in choices]
+        said = json.loads(data)["type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return said.encode() if isinstance(said, str) else None
+
+
+def _note_reasons(data: bytes, going_on: set[int], reasons: set[int]) -> None:
+    try:
+        choices = [
+            (choice.get("index", 0), choice.get("finish_reason"))
+            for choice in json.loads(data)["choices"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return before
-    return all(reasons) if reasons else before
+        return
+    for index, reason in choices:
+        if reason:
+            reasons.add(index)
+            going_on.discard(index)
+        elif index not in reasons:
+            going_on.add(index)
 
 
 def tapped(ending: Ending, pieces: Iterable[bytes]) -> tuple[bool, bool, bool]:
@@ -91,6 +109,11 @@ def _chunk(*reasons: str | None, content: str = "hi") -> bytes:
         for index, reason in enumerate(reasons)
     ]
     return json.dumps({"id": "x", "choices": choices}).encode()
+
+
+def _one(index: int, reason: str | None = None) -> bytes:
+    choice = {"index": index, "delta": {}, "finish_reason": reason}
+    return json.dumps({"choices": [choice]}).encode()
 
 
 CONTENTS = st.sampled_from(
@@ -121,6 +144,13 @@ DATA = st.one_of(
             b'{"x":{"choices":[{"finish_reason":"stop"}]},"choices":[{"finish_reason":null}]}',
             b'{"choices":[{"finish_reason" : "stop"}]}',
             b'{"type":"message_stop"}',
+            b'{ "x": "response.completed", "type" : "response.completed" }',
+            b'{"item":{"type":"response.failed"},"type":"response.failed.not"}',
+            b'{"choices":[{"index":1,"delta":{}}]}',
+            b'{"choices":[{"index": 1, "finish_reason": "stop"}]}',
+            b'{"choices":[{"index":0,"delta":{}}],"usage":{}}',
+            b'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":1}]}}]}',
+            b'{"choices":[{"index":2,"finish_reason":null},{"index":0,"finish_reason":"stop"}]}',
         ]
     ),
 )
@@ -128,7 +158,18 @@ TYPES = st.sampled_from(
     [b"", b"message_stop", b"ping", b"response.completed", b"response.failed", b"response.created"]
 )
 LINE_ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
-COMMENTS = st.sampled_from([b": ping", b":", b":data: [DONE]", b"id: 1", b"retry: 10", b"datax: y"])
+COMMENTS = st.sampled_from(
+    [
+        b"\xef\xbb\xbfdata: [DONE]",
+        b"\xef\xbb\xbfevent: message_stop",
+        b": ping",
+        b":",
+        b":data: [DONE]",
+        b"id: 1",
+        b"retry: 10",
+        b"datax: y",
+    ]
+)
 
 
 @st.composite
@@ -157,7 +198,8 @@ def streams(draw: st.DrawFn) -> bytes:
         stream += line + end
     if draw(st.booleans()):
         stream = stream[: draw(st.integers(0, len(stream)))]
-    return draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"])) + stream
+    begun = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))
+    return begun + (b":\n" if stream.startswith(b"\xef") else b"") + stream
 
 
 CHECKED = [Ending.CHAT, Ending.DONE, Ending.MESSAGES, Ending.RESPONSES]
@@ -200,6 +242,10 @@ def test_byte_by_byte(ending: Ending, stream: bytes) -> None:
         (Ending.RESPONSES, [b"event: response.completed", b"data: {}", b""]),
         (Ending.RESPONSES, [b"event: response.incomplete", b"data: {}", b""]),
         (Ending.RESPONSES, [b"event: response.failed", b"data: {}", b""]),
+        (Ending.RESPONSES, [b'data: {"type":"response.completed"}', b""]),
+        (Ending.RESPONSES, [b'data:{"response":{}, "type" : "response.incomplete"}', b""]),
+        (Ending.RESPONSES, [b'data: {"type":', b'data: "response.failed"}', b""]),
+        (Ending.MESSAGES, [b'data: {"type": "message_stop"}', b""]),
     ],
 )
 def test_markers(ending: Ending, lines: list[bytes], end: bytes) -> None:
@@ -221,13 +267,20 @@ def test_markers(ending: Ending, lines: list[bytes], end: bytes) -> None:
         (Ending.CHAT, b"data: " + _chunk(None, content='"finish_reason":"stop"')),
         (Ending.CHAT, b'data: {"choices":[{"delta":{"finish_reason":"stop"}}]}'),
         (Ending.CHAT, b'data: {"finish_reason":"stop"}'),
-        (Ending.CHAT, b'data: {"choices":[{"finish_reason":"stop"},{"finish_reason":null}]}'),
+        (
+            Ending.CHAT,
+            b'data: {"choices":[{"finish_reason":"stop"},{"index":1,"finish_reason":null}]}',
+        ),
         (Ending.CHAT, b'data: {"choices":[{"finish_reason":""}]}'),
         (Ending.CHAT, b'data: {"choices":[{"finish_reason":"stop"'),
         (Ending.DONE, b"data: " + _chunk("stop")),
         (Ending.MESSAGES, b"event: message_stopped\ndata: {}"),
-        (Ending.MESSAGES, b'data: {"type":"message_stop"}'),
+        (Ending.MESSAGES, b'data: {"delta":{"type":"message_stop"},"type":"x"}'),
+        (Ending.MESSAGES, b'data: {"text":"\\"type\\":\\"message_stop\\"","x":"message_stop"}'),
+        (Ending.MESSAGES, b'data: {"type":"message_stop"'),
         (Ending.MESSAGES, b"data: [DONE]"),
+        (Ending.RESPONSES, b'data: {"item":{"type":"response.completed"},"type":"x"}'),
+        (Ending.RESPONSES, b': {"type":"response.completed"}'),
         (Ending.RESPONSES, b"event: response.created\ndata: {}"),
         (Ending.RESPONSES, b"event: response.completed.not\ndata: {}"),
         (Ending.NONE, b"data: [DONE]"),
@@ -247,13 +300,21 @@ def test_not_a_marker(ending: Ending, event: bytes) -> None:
         ([_chunk("stop", None)], False),
         ([_chunk("stop"), b'{"choices":[],"usage":{}}'], True),
         ([_chunk("stop"), b'{"choices":[{"index":1,"delta":{}}]}'], False),
-        ([_chunk("stop"), _chunk(None), _chunk("stop")], True),
+        ([_chunk("stop"), _chunk(None)], True),
+        ([_chunk(None, None), _chunk("stop")], False),
+        ([_chunk(None), _one(1), _one(0, "stop")], False),
+        ([_one(3), _one(0), _one(0, "stop")], False),
+        ([_one(3), _one(0), _one(0, "stop"), _one(3, "length")], True),
+        ([_one(1), _one(1, "stop"), b'{"choices":[],"usage":{}}'], True),
+        ([_one(1), _one(1, "stop"), _one(0)], False),
         ([_chunk("stop"), b"[nonsense"], True),
         ([b'{"choices":[{"message":{"content":"all at once"},"finish_reason":"stop"}]}'], True),
     ],
 )
 def test_finish_reasons(chunks: list[bytes], finished: bool) -> None:
-    """A chat has finished when a chunk's choices all have a reason, until another one goes on."""
+    """A chat has finished when every choice that was seen has a reason, which it keeps, until another
+    one goes on.
+    """
     stream = b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)
     assert tapped(Ending.CHAT, [stream]) == (True, finished, False)
     assert tapped(Ending.CHAT, split(stream, range(0, 2000, 7))) == (True, finished, False)
@@ -371,19 +432,21 @@ def test_memory_is_bounded() -> None:
 
 def fails(stream: bytes) -> bool:
     """Return whether an event of *stream* says that the whole answer has failed."""
-    for kind, data in parse(stream)[0]:
-        try:
-            said = json.loads(data)
-        except ValueError:
-            said = None
-        if kind == b"error":
-            return True
-        if isinstance(said, dict):
-            response = said.get("response")
+    return any(kind == b"error" or _says_so(data) for kind, data in parse(stream)[0])
+
+
+def _says_so(data: bytes) -> bool:
+    try:
+        said = json.loads(data)
+    except ValueError:
+        return False
+    for one in said if isinstance(said, list) else [said]:
+        if isinstance(one, dict):
+            response = one.get("response")
             inner = response.get("error") if isinstance(response, dict) else None
-            if isinstance(said.get("error"), dict) or isinstance(inner, dict):
+            if any(error or error == {} for error in (one.get("error"), inner)):
                 return True
-            if said.get("object") == "error":
+            if "error" in (one.get("object"), one.get("type")):
                 return True
     return False
 
@@ -398,7 +461,13 @@ SAID = st.sampled_from(
         b'{"response":{"id":"r","error":{"code":"server_error"}}}',
         b'{"response":{"error":null}}',
         b'{"error":null}',
-        b'{"error":"x"}',
+        b'{"error":"x","error_type":"validation"}',
+        b'{"error":""}',
+        b'{"error":false}',
+        b'[{"error":{"code":400}}]',
+        b'[{"choices":[]},{"error":"x"}]',
+        b'{"type":"error","code":"x"}',
+        b'{"delta":{"type":"error"}}',
         b'{"error":[{}]}',
         b'{"item":{"type":"mcp_call","error":{"type":"x"}}}',
         b'{"choices":[{"delta":{"content":"{\\"error\\":{}}"}}]}',
@@ -503,8 +572,22 @@ STANDS_FOR: dict[bytes, int | None] = {
     b'data: {"item":{"error":{"code":502}}}': None,
     b"data: [DONE]": None,
     b": only a comment": None,
+    b'data: {"error":"Input validation error: x","error_type":"validation"}': 400,
+    b'data: {"error":"prompt is too long: 9 > 8"}': 400,
+    b'data: {"error":"busy"}': 500,
+    b'data: [{"error":{"code":503}}]': 503,
+    b'data: {"type":"error","code":"rate_limit_exceeded"}': 429,
+    b'error: {"detail":"x","error":{"code":503}}': 503,
+    b"error: out of memory": 500,
+    b'\xef\xbb\xbferror: {"error":{"code":503}}': 503,
     b"": None,
 }
+
+
+def error_in(body: bytes) -> int | None:
+    """Return the status that stands for the error which is the first event of *body*, if it is one."""
+    error = first_error(body)
+    return None if error is None else status_of(error)
 
 
 @pytest.mark.parametrize("events_", STANDS_FOR)
@@ -514,6 +597,86 @@ def test_error_in(events_: bytes) -> None:
         stream = events_.replace(b"\n", end) + end * 2
         assert error_in(stream) == STANDS_FOR[events_]
         assert error_in(stream + b"data: more" + end * 2) == STANDS_FOR[events_]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [b'error: {"error":{"message":"x"}}', b"error:x", b"event: error", b'data: {"error":"x"}'],
+)
+def test_what_was_said_before(event: bytes) -> None:
+    """An error that is all that is said is told from one that comes behind something."""
+    for comment in (b"", b": processing\n\n", b"\xef\xbb\xbf\n\n"):
+        alone, behind, together = Tap(Ending.CHAT), Tap(Ending.CHAT), Tap(Ending.CHAT)
+        for piece in (comment, event + b"\n\n", DONE_EVENT):
+            alone.feed(piece)
+        for piece in (comment, DATA_EVENT, event + b"\n\n"):
+            behind.feed(piece)
+        together.feed(comment + DATA_EVENT + event + b"\n\n")
+        taps = (alone, behind, together)
+        assert [(tap.failed, tap.spoke) for tap in taps] == [
+            (True, False),
+            (True, True),
+            (True, True),
+        ]
+
+
+DATA_EVENT, DONE_EVENT = b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_bom(cut: int) -> None:
+    """A BOM begins a stream, in as many pieces as it likes; in the middle of one it hides what it stands
+    before, wherever the pieces break.
+    """
+    first, later = b"\xef\xbb\xbfdata: [DONE]\n\n", b"data: x\n\n\xef\xbb\xbfdata: [DONE]\n\n"
+    assert tapped(Ending.CHAT, [first[:cut], first[cut:]]) == (True, True, True)
+    assert tapped(Ending.CHAT, [later[:cut], later[cut:]]) == (True, False, False)
+    assert error_in(b'data: x\n\n\xef\xbb\xbfdata: {"error":{}}\n\n') is None
+
+
+@pytest.mark.parametrize(
+    ("body", "is_stream"),
+    [
+        (b"", None),
+        (b"\xef\xbb", None),
+        (b"\xef\xbb\xbf", None),
+        (b" \r\n\t", None),
+        (b"\xef\xbb\xbf\n", None),
+        (b"{", False),
+        (b"[", False),
+        (b'\xef\xbb\xbf\n {"', False),
+        (b"d", True),
+        (b":", True),
+        (b"\xef\xbb\xbfd", True),
+        (b"\n\ndata: {", True),
+        (b"\xef{", True),
+    ],
+)
+def test_begins(body: bytes, is_stream: bool | None) -> None:
+    """What begins with a brace or a bracket is no stream; white space and a BOM say nothing yet."""
+    assert begins(body) is is_stream
+    assert has_event(body) is (is_stream is False)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "quiet"),
+    [
+        ([b"data: x\r\n\r"], False),
+        ([b"data: x\r\n\r", b"\n"], True),
+        ([b"data: x\r\n\r", b"data: y\n\n"], True),
+        ([b"data: x\r\r"], False),
+        ([b"data: x\n\n"], True),
+        ([b"data: x\n"], False),
+        ([b"\r"], False),
+        ([], True),
+    ],
+)
+def test_quiet(pieces: list[bytes], quiet: bool) -> None:
+    """Between the two halves of a CRLF nothing can be said, though the event has ended."""
+    tap = Tap(Ending.CHAT)
+    for piece in pieces:
+        tap.feed(piece)
+    assert tap.quiet is quiet
 
 
 def test_error_in_what_is_not_whole() -> None:
