@@ -128,7 +128,7 @@ class Forward:
             passthrough = surface.auth == "passthrough"
             name = "default" if found.model is None else found.model
             return await self._opener.open(
-                Asked(exchange, groups, passthrough, route, name, found, body)
+                Asked(exchange, groups, passthrough, route, name, found, body, strip=surface.strip)
             )
         finally:
             self._gate.drop(len(body))
@@ -155,7 +155,9 @@ class Forward:
         self._gate.enter()
         try:
             exchange.read = self._clock()
-            asked = Asked(exchange, groups, passthrough, framing=framing, upload=upload)
+            asked = Asked(
+                exchange, groups, passthrough, framing=framing, upload=upload, strip=surface.strip
+            )
             return await self._relay(exchange, await self._opener.open(asked), inbound)
         finally:
             self._gate.leave()
@@ -196,14 +198,18 @@ class Forward:
         passthrough = surface.auth == "passthrough"
         if upstream is not None and (found is None or found.model is None):
             groups = self._by_path(exchange, surface, upstream)
-            return Asked(exchange, groups, passthrough, framing=WEBSOCKET, upgrade=True)
+            return Asked(
+                exchange, groups, passthrough, framing=WEBSOCKET, upgrade=True, strip=surface.strip
+            )
         assert found is not None
         if found.model is None and names_no_model(exchange.query):
             message = "A session of this kind goes by path, and no upstream is named for it."
             raise ProxyError(NOT_FOUND, message)
         route, groups = self._match(exchange, surface, found.model)
         name = "default" if found.model is None else found.model
-        return Asked(exchange, groups, passthrough, route, name, found, upgrade=True)
+        return Asked(
+            exchange, groups, passthrough, route, name, found, upgrade=True, strip=surface.strip
+        )
 
     def _by_path(
         self, exchange: Exchange, surface: Surface, upstream: Upstream | None

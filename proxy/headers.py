@@ -7,9 +7,37 @@ copy, strip, sign: a `Connection` header of the client's can therefore never nam
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 Pair = tuple[bytes, bytes]
 """A header as it stood on the wire: name and value."""
+
+
+def folded(name: bytes) -> bytes:
+    """Return *name* as those read it who cannot tell `_` from `-` (RFC 3875 section 4.1.18): a
+    `Transfer_Encoding` or an `X_Api_Key` is the real one to them.
+    """
+    return name.lower().replace(b"_", b"-")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of headers, and *beginnings* of names, all `folded`."""
+
+    exact: frozenset[bytes] = frozenset()
+    beginnings: tuple[bytes, ...] = ()
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> "Names":
+        """Read *texts*, of which each is a name, or the beginning of some and a `*`."""
+        names = [folded(text.encode("utf-8", "replace")) for text in texts]
+        return cls(
+            frozenset([name for name in names if not name.endswith(b"*")]),
+            tuple([name[:-1] for name in names if name.endswith(b"*")]),
+        )
+
+
+NO_NAMES = Names()
 
 
 class Headers(tuple[Pair, ...]):
@@ -62,38 +90,84 @@ CLIENT_CREDENTIALS = frozenset(
 )
 """Where clients put keys. On a passthrough surface these pass; everywhere else none of them does."""
 
+EDGE = Names.parse(
+    [
+        "X-Forwarded-*", "Forwarded", "Via", "X-Original-*", "X-Real-IP", "X-Remote-*", "Remote-*",
+        "Client-IP", "X-Client-IP", "True-Client-IP", "X-Cluster-Client-IP", "X-Request-Start",
+        "Client-Cert*", "X-Client-Cert*", "SSL-Client-*", "X-SSL-*",
+        "CF-*", "CDN-Loop", "Akamai-*", "X-Akamai-*", "Fastly-*", "X-Varnish", "Incap-*",
+        "X-Azure-*", "X-FD-HealthProbe", "X-ARR-*", "X-AppGW-*", "Disguised-Host",
+        "X-MS-Client-Principal*", "X-MS-Token-*",
+        "X-Amzn-Trace-Id", "X-Amzn-OIDC-*", "X-Amzn-MTLS-*", "X-Amzn-TLS-*", "X-Amz-CF-Id",
+        "CloudFront-*",
+        "X-Cloud-Trace-Context", "X-AppEngine-*", "X-Goog-IAP-*", "X-Goog-Authenticated-User-*",
+        "Fly-*", "DO-Connecting-IP", "X-NF-*", "X-Railway-*", "X-Vercel-Id", "X-Vercel-IP-*",
+        "X-Vercel-Forwarded-For", "X-Vercel-Proxied-For",
+        "X-Envoy-*", "X-Auth-Request-*", "X-Authentik-*", "X-Pomerium-*", "X-Consumer-*",
+        "X-Credential-Identifier", "X-Anonymous-Consumer", "Tailscale-*",
+    ]
+)  # fmt: skip
+"""What those in front of us (edges, balancers, sidecars, whoever logs people in) say of their visitor. It
+is for us: a vendor behind an edge of its own may refuse it, and it says who our people are.
+"""
+
 _REQUEST_DROPPED = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
-    b"forwarded",
     b"http2-settings",
-    b"via",
     b"cookie",
 }
 _REQUEST_DROPPED_KEYS = _REQUEST_DROPPED | CLIENT_CREDENTIALS
+_REQUEST_REMOVED = _REQUEST_DROPPED | EDGE.exact
+_REQUEST_REMOVED_KEYS = _REQUEST_DROPPED_KEYS | EDGE.exact
+_STARTS = {
+    start: tuple(one for one in EDGE.beginnings if one.startswith(start))
+    for start in {one[:3] for one in EDGE.beginnings}
+}
+"""The beginnings of `EDGE` by their own first bytes: hardly a name has to be held against any."""
 _RESPONSE_DROPPED = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 
 def outbound(
-    client: Iterable[Pair], *, drop: frozenset[bytes], passthrough: bool = False
+    client: Iterable[Pair],
+    *,
+    drop: frozenset[bytes],
+    strip: Names = NO_NAMES,
+    keep: frozenset[bytes] = frozenset(),
+    passthrough: bool = False,
 ) -> list[Pair]:
     """Return the client's headers that go upstream, in their order.
 
-    *drop* names (lower case) what will be replaced: headers the upstream's table sets, and
-    `accept-encoding` on a stream. With *passthrough* the client's own credentials stay.
+    *drop* names (`folded`) what will be replaced: headers the upstream's table sets, and
+    `accept-encoding` on a stream. *strip* is what stays here beside what an `EDGE` says, *keep* what of
+    both goes up all the same. With *passthrough* the client's own credentials stay.
     """
     if not isinstance(client, Headers):
         client = Headers(client)
-    removed = _REQUEST_DROPPED if passthrough else _REQUEST_DROPPED_KEYS
+    removed = _REQUEST_REMOVED if passthrough else _REQUEST_REMOVED_KEYS
+    if keep or strip.exact:
+        always = _REQUEST_DROPPED if passthrough else _REQUEST_DROPPED_KEYS
+        removed = ((removed | strip.exact) - keep) | always
     if not drop <= removed:
         removed |= drop
     if b"connection" in client.first:
-        removed |= _nominated(client)
+        removed |= {folded(name) for name in _nominated(client)}
+    names = client.names
+    if b"_" in b"".join(names):
+        names = [folded(name) for name in names]
+    near, beginnings = _STARTS.get, strip.beginnings
     return [
         pair
-        for name, pair in zip(client.names, client, strict=True)
-        if name not in removed and not name.startswith(b"x-forwarded-")
+        for name, pair in zip(names, client, strict=True)
+        if name not in removed
+        and (
+            not (
+                ((starts := near(name[:3])) and name.startswith(starts))
+                or (beginnings and name.startswith(beginnings))
+            )
+            or name in keep
+        )
     ]
 
 

@@ -28,6 +28,7 @@ from proxy.errors import (
     UpstreamFailure,
 )
 from proxy.exchange import Attempt, Exchange
+from proxy.headers import NO_NAMES, Names
 from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_good, is_plain, is_stream, outcome_of
@@ -63,7 +64,8 @@ class Asked:
 
     *name* is the model asked for, as *found* in the request, and *route* says what each target
     calls it; all None where no model is carried. *body* is held whole; an *upload* is passed on as
-    it comes, *framing* says how. With *upgrade* the answer may be a tunnel.
+    it comes, *framing* says how. With *upgrade* the answer may be a tunnel. *strip* names what of the
+    client's headers stays here, as the surface says.
     """
 
     exchange: Exchange
@@ -76,6 +78,7 @@ class Asked:
     framing: bytes = b""
     upload: Upload | None = None
     upgrade: bool = False
+    strip: Names = NO_NAMES
 
     @property
     def dialect(self) -> Dialect:
@@ -116,7 +119,7 @@ class Asked:
             to, begun = learnt[2:]
         else:
             to = address(target.upstream, dialect, suffix, query)
-            begun = head(exchange.method, to, signature, exchange.headers)
+            begun = head(exchange.method, to, signature, exchange.headers, self.strip)
             size = len(begun) + getsizeof(to.target) + getsizeof(suffix) + getsizeof(query)
             exchange.learnt.keep(signature, (suffix, query, to, begun), size)
         return to, [b"%b%b\r\n" % (begun, framing), *content]

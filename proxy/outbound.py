@@ -12,7 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
 from proxy.dialects import Dialect
-from proxy.headers import Pair, find, lines, outbound
+from proxy.headers import NO_NAMES, Names, Pair, find, folded, lines, outbound
 from proxy.keys import KeyRing
 from proxy.routes import Base, Origin, Upstream
 
@@ -42,8 +42,8 @@ def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Ad
 @dataclass(frozen=True, slots=True, eq=False)
 class Signature:
     """What is added to the head of a request, as *lines*, and what of the client's has to go: *drop*,
-    and with *tokens* the keys among its subprotocols. *defaults* are added where it sent none. It holds as
-    long as the credential is of this *version*.
+    and with *tokens* the keys among its subprotocols. *keep* goes up though it is an edge's. *defaults* are
+    added where it sent none. It holds as long as the credential is of this *version*.
     """
 
     version: int
@@ -52,6 +52,7 @@ class Signature:
     defaults: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     passthrough: bool
     tokens: bool
+    keep: frozenset[bytes] = frozenset()
 
 
 def sign(
@@ -75,29 +76,42 @@ def sign(
     if credential is not None and not passthrough:
         version = credential.secret.version
         pairs.append(credential.line(dialect.name))
-    drop = frozenset([name.lower() for name, _ in pairs])
+    drop = frozenset([folded(name) for name, _ in pairs])
     defaults = [
         (name.lower(), lines([(name, value)]))
         for name, value in upstream.defaults.get(dialect.name, ())
-        if name.lower() not in drop
+        if folded(name) not in drop
     ]
     return Signature(
         version=version,
         lines=lines(pairs),
-        drop=drop if hidden is None else drop | {hidden},
+        drop=drop if hidden is None else drop | {folded(hidden)},
         defaults=tuple(defaults),
         passthrough=passthrough,
         tokens=not passthrough,
+        keep=frozenset([folded(name) for name in upstream.forward]),
     )
 
 
-def head(method: str, to: Addressed, signature: Signature, client: Iterable[Pair]) -> bytes:
-    """Write the head of the request: copy the *client*'s headers, strip, then sign.
+def head(
+    method: str,
+    to: Addressed,
+    signature: Signature,
+    client: Iterable[Pair],
+    strip: Names = NO_NAMES,
+) -> bytes:
+    """Write the head of the request: copy the *client*'s headers, *strip*, then sign.
 
     What is missing are the lines that say where the request ends, or what it turns into, and the
     empty one.
     """
-    kept = outbound(client, drop=signature.drop, passthrough=signature.passthrough)
+    kept = outbound(
+        client,
+        drop=signature.drop,
+        strip=strip,
+        keep=signature.keep,
+        passthrough=signature.passthrough,
+    )
     kept = _readable(kept)
     if signature.tokens:
         kept = _without_token(kept)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from proxy import dialects
 from proxy.dialects import GEMINI, Dialect
+from proxy.headers import NO_NAMES, Names
 from proxy.patterns import Pattern
 
 ACCEPT = (b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key")
@@ -73,7 +74,8 @@ class Located:
 class Surface:
     """One face of the proxy. *accept* are the headers that may hold a key, in lower case; *errors* the
     names that its clients know, by status; *cors* the origins of pages that may call it; *trusted*
-    the proxies in front whose word on the client's address counts.
+    the proxies in front whose word on the client's address counts; *strip* what of the headers that they
+    send stays here.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Surface:
     cors: frozenset[str] = frozenset()
     trusted: tuple[Network, ...] = ()
     tls: Tls | None = None
+    strip: Names = NO_NAMES
 
     @property
     def exposed(self) -> bool:

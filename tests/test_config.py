@@ -25,6 +25,7 @@ from proxy import dialects
 from proxy.config import ConfigError, Snapshot, load
 from proxy.config.problems import dotted
 from proxy.config.tables import SHORT, Table
+from proxy.headers import Names
 from proxy.routes import Retry, Route, Target, Timeouts, Upstream
 from proxy.surfaces import Address
 
@@ -152,6 +153,7 @@ FULL: dict[str, Any] = {
             "errors": {"401": "Unauthorized"},
             "cors": ["https://app.example.com"],
             "trusted_proxies": ["10.0.0.0/8"],
+            "strip": ["X-Visitor", "x_corp-*"],
         },
         {
             "name": "local",
@@ -321,6 +323,7 @@ def test_full_file() -> None:
     assert apps.base_paths == ("/api/v1", "/v1")
     assert apps.accept == (b"authorization", b"apikey")
     assert apps.endpoints == frozenset({"chat/completions", "responses"})
+    assert apps.strip == Names(frozenset({b"x-visitor"}), (b"x-corp-",))
     assert apps.shows("qwen/x")
     assert not apps.shows("team")
     assert (local.name, local.auth, local.models, local.endpoints) == (
@@ -993,6 +996,7 @@ def test_text_in_place_of_another_type(path: Node) -> None:
     }  # fmt: skip
     lists = {
         ("surface", 1, "listen"), ("upstreams", "eu", "env"), ("upstreams", "corp", "forward"),
+        ("surface", 0, "strip"),
     }  # fmt: skip
     if path not in short | lists:
         assert told(file_of(changed(FULL, path, "text")))

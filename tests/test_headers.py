@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.headers import Pair, find, inbound, lines, outbound
+from proxy.headers import EDGE, Names, Pair, find, folded, inbound, lines, outbound
+from tests.harness.client import Client, chat, request
+from tests.harness.proxy import serving
+from tests.harness.upstream import Upstream
 
 HOP_BY_HOP = [
     b"Connection",
@@ -45,6 +48,119 @@ def test_removed_from_answers(name: bytes, case: Callable[[bytes], bytes]) -> No
     """What the answer's edit list names is removed, in any case and every time it comes."""
     pair = (case(name), b"x")
     assert inbound([pair, NEIGHBOUR, pair]) == [NEIGHBOUR]
+
+
+ALL = [*HOP_BY_HOP, *CREDENTIALS, *REQUEST_ONLY, *FORWARDED]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if b"-" in name])
+def test_removed_with_underscores(name: bytes) -> None:
+    """A name that is one of them to who cannot tell `_` from `-` is removed from requests, whichever of
+    its dashes is one; answers keep theirs.
+    """
+    for count in range(1, name.count(b"-") + 1):
+        pair = (name.replace(b"-", b"_", count), b"x")
+        assert out(pair, NEIGHBOUR, pair) == [NEIGHBOUR]
+        assert inbound([pair]) == [pair]
+    assert outbound([(b"x_team", b"x")], drop=frozenset({b"x-team"})) == []
+    assert out((b"Connection", b"x_a, x-b"), (b"X-A", b"1"), (b"X_B", b"2"), NEIGHBOUR) == [
+        NEIGHBOUR
+    ]
+    assert out((b"x_custom", b"1"), (b"_", b"2")) == [(b"x_custom", b"1"), (b"_", b"2")]
+
+
+EDGES = [
+    b"CF-Connecting-IP", b"CF-Ray", b"cdn-loop", b"True-Client-IP", b"X-Real-IP", b"X-Client-IP",
+    b"Fly-Client-IP", b"X-Azure-ClientIP", b"X-Azure-Ref", b"X-Original-Forwarded-For",
+    b"X-Envoy-External-Address", b"X-Amzn-Trace-Id", b"x_real_ip", b"CF_Connecting_IP",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_what_an_edge_says(name: bytes) -> None:
+    """What an edge says of its visitor stays here, on a passthrough surface too, unless it is to be kept."""
+    pair = (name, b"203.0.113.9")
+    assert out(pair, NEIGHBOUR) == [NEIGHBOUR]
+    assert out(pair, NEIGHBOUR, passthrough=True) == [NEIGHBOUR]
+    kept = frozenset({folded(name)})
+    assert outbound([pair, NEIGHBOUR], drop=frozenset(), keep=kept) == [pair, NEIGHBOUR]
+    assert inbound([pair]) == [pair]
+
+
+def test_near_an_edge() -> None:
+    """What clients themselves say of themselves, and vendors want, passes, however near its name is."""
+    names = [
+        b"X-Amzn-Bedrock-Trace", b"X-MS-Client-Request-Id", b"X-Request-Id", b"Traceparent", b"CF",
+        b"X-Stainless-Lang", b"X-Client-Name", b"X-Title", b"X-Goog-Api-Client", b"X-Goog-User-Project",
+        b"Openai-Organization", b"X-Vercel-Ai-Gateway", b"X-Originator", b"Anthropic-Beta", b"Accept",
+    ]  # fmt: skip
+    pairs = [(name, b"x") for name in names]
+    assert out(*pairs) == pairs
+
+
+def test_keep_is_for_edges_only() -> None:
+    """Nothing that frames a message, belongs to one hop, or holds a key can be kept, nor what we replace."""
+    everything = frozenset([name.lower() for name in ALL] + [b"x-team"])
+    for name in [*HOP_BY_HOP, *CREDENTIALS, b"Host", b"Content-Length", b"Cookie", b"X-Team"]:
+        assert outbound([(name, b"x")], drop=frozenset({b"x-team"}), keep=everything) == []
+
+
+def test_strip() -> None:
+    """What a surface strips stays here, exact names and beginnings, in any case, with `_` or `-`."""
+    strip = Names.parse(["X-Visitor", "x_corp-*", "X*"])
+    assert strip.exact == {b"x-visitor"}
+    pairs: list[Pair] = [(b"x_VISITOR", b"1"), (b"X-Corp_Team", b"2"), (b"Y-Corp-", b"4")]
+    strip = Names.parse(["X-Visitor", "x_corp-*"])
+    assert outbound([*pairs, NEIGHBOUR], drop=frozenset(), strip=strip) == [pairs[2], NEIGHBOUR]
+    kept = frozenset({b"x-visitor"})
+    assert outbound(pairs, drop=frozenset(), strip=strip, keep=kept) == [pairs[0], pairs[2]]
+
+
+def test_every_beginning_is_found() -> None:
+    """No beginning of the list is so short that it would be missed."""
+    for beginning in EDGE.beginnings:
+        for name in (beginning, beginning + b"x", beginning.upper() + b"9"):
+            assert out((name, b"x")) == []
+
+
+async def test_strip_and_forward(upstream: Upstream) -> None:
+    """Each surface strips its own, of heads that came before too, and an upstream may want one all the same."""
+    routes = f"""
+[[surface]]
+name = "one"
+listen = "127.0.0.1:0"
+strip = ["X-Visitor", "x-corp-*"]
+[[surface]]
+name = "other"
+listen = "127.0.0.2:0"
+[upstreams.up]
+base_url = "{upstream.url}"
+forward = ["cf-aig-metadata", "X-Corp-Cost"]
+[routes]
+"m" = "up/m"
+"""
+    headers: list[Pair] = [
+        (b"X-Visitor", b"1"), (b"x_corp_team", b"2"), (b"X-Corp-Cost", b"3"), (b"cf-aig-metadata", b"4"),
+        (b"CF-Ray", b"5"), (b"X-Mine", b"6"),
+    ]  # fmt: skip
+    async with serving(routes) as proxy:
+        assert proxy.running is not None
+        addresses = proxy.running.addresses
+        for _ in range(3):
+            for name, wanted in (("one", [3, 4, 6]), ("other", [1, 2, 3, 4, 6])):
+                address = addresses[name][0]
+                async with await Client.connect(address.port, address.host) as client:
+                    await client.send(request(chat(), headers=headers))
+                    assert (await client.answer()).status == 200
+                seen = [
+                    int(value)
+                    for name, value in upstream.requests[-1].headers
+                    if (name, value) in headers
+                ]
+                assert seen == wanted
+
+
+# What passes
 
 
 @pytest.mark.parametrize("name", ANSWER_ONLY)
@@ -147,9 +263,9 @@ def test_what_is_for_one_hop_never_passes(
         for word in value.split(b",")
     }
     hop = {name.lower() for name in HOP_BY_HOP} | named
-    ours = {name.lower() for name in [*CREDENTIALS, *REQUEST_ONLY]}
+    ours = {name.lower() for name in [*CREDENTIALS, *REQUEST_ONLY]} | {*map(folded, named)}
     assert inbound(pairs) == [pair for pair in pairs if pair[0].lower() not in hop]
-    assert out(*pairs) == [pair for pair in pairs if pair[0].lower() not in hop | ours]
+    assert out(*pairs) == [pair for pair in pairs if folded(pair[0]) not in hop | ours]
 
 
 def test_find() -> None:

@@ -71,6 +71,7 @@ WHENS = {
     "where it goes by path and has one",
     "where it goes by path and comes in chunks",
     "unless the surface says passthrough",
+    "unless the upstream's forward names it",
     "where its table sets them",
     "where the dialect needs them",
     "where a stream is asked for",
@@ -142,8 +143,12 @@ class Given:
 
 def header_differences(title: str, before: Message, after: Message, known: Given) -> Iterator[str]:
     """Say how the headers of *after* differ from those of *before*, but for the table's edits."""
+
+    def folded(name: bytes) -> bytes:
+        return name.lower().replace(b"_", b"-") if title == "Requests" else name.lower()
+
     nominated = {
-        token.strip().lower()
+        folded(token.strip())
         for value in before.values(b"connection")
         for token in value.split(b",")
     }
@@ -167,13 +172,13 @@ def header_differences(title: str, before: Message, after: Message, known: Given
             name, _, value = text.partition(": ")
             pairs = named[text] if text in named else [(name.encode(), value.encode())]
             if row.what in ("removed", "replaced"):
-                removed += [name.lower() for name, _ in pairs]
+                removed += [folded(name) for name, _ in pairs]
             if row.what != "removed":
                 for key, content in pairs:
                     ours.append((row.what, key, content or known.values.get(text)))
 
     def passes(pair: Pair) -> bool:
-        name = pair[0].lower()
+        name = folded(pair[0])
         return not any(
             name.startswith(one[:-1]) if one.endswith(b"*") else name == one for one in removed
         )
@@ -374,6 +379,8 @@ ROADS = [
 
 def routes(upstream: Upstream) -> str:
     return f"""
+[server]
+strip = ["X-Visitor", "x_team-*"]
 [keys]
 team = "{KEY.decode()}"
 [upstreams.up]
@@ -416,8 +423,27 @@ PASSING = _cased(
      b"X-Forwarded", b"Cookies", b"Traceparent", b"Date", b"Server", b"Cache-Control", b"Warning"]
 )  # fmt: skip
 HOP = _cased([b"Keep-Alive", b"Proxy-Connection", b"TE", b"Trailer", b"Proxy-Authorization"])
-EDITED = _cased(
-    [b"Cookie", b"Forwarded", b"X-Forwarded-For", b"X-Forwarded-Whatever", b"Via", b"X-Api-Key",
+
+
+def of_edges() -> list[bytes]:
+    """Return the names that the page says an edge sends, each as it is and with another `_` or `-`."""
+    names = [
+        name.replace("*", "X").encode()
+        for row in rows("Requests")
+        if row.when == "unless the upstream's forward names it"
+        for name in row.names
+        if not name.startswith("<")
+    ]
+    assert len(names) > 40
+    return names + [name.replace(b"-", b"_") for name in names]
+
+
+FOLDED = [
+    b"Transfer_Encoding", b"CONTENT_LENGTH", b"X_Api_Key", b"api_key", b"x-goog_api-key", b"Proxy_Connection",
+    b"X_Team", b"X_Corp_Key", b"Accept_Encoding", b"x_forwarded_for", b"X_Visitor", b"x-team_a", b"Keep_Alive",
+]  # fmt: skip
+EDITED = of_edges() + FOLDED + _cased(
+    [b"X-Visitor", b"X-Team-Lead", b"Cookie", b"Forwarded", b"X-Forwarded-For", b"X-Forwarded-Whatever", b"Via", b"X-Api-Key",
      b"Api-Key", b"ApiKey", b"X-Goog-Api-Key", b"Accept-Encoding", b"X-Team", b"X-Corp-Key",
      b"Anthropic-Version"]
 )  # fmt: skip
@@ -681,6 +707,7 @@ def requests(draw: st.DrawFn, road: Road) -> Request:
     facts |= {
         "always",
         "unless the surface says passthrough",
+        "unless the upstream's forward names it",
         "where its table sets them",
         "where the dialect needs them",
     }
@@ -938,6 +965,7 @@ def differences(wire: Wire, drawn: Drawn, carried: Carried) -> list[str]:
         {
             "<the upstream's credential>": [road.credential],
             "<the upstream's headers>": list(road.headers),
+            "<what the surface strips>": [(b"x-visitor", b""), (b"x-team-*", b"")],
             "<the preset's headers>": list(road.preset),
         },
         {

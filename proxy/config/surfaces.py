@@ -10,6 +10,7 @@ from proxy.config.certificates import Unfit, load_chain
 from proxy.config.draft import Draft
 from proxy.config.problems import Path, suggest
 from proxy.config.tables import SurfaceTable
+from proxy.headers import Names
 from proxy.surfaces import (
     ACCEPT,
     Address,
@@ -22,6 +23,7 @@ from proxy.surfaces import (
 )
 
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
 
@@ -116,7 +118,17 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
         cors=frozenset(table.cors),
         trusted=tuple(trusted),
         tls=tls,
+        strip=_strip(draft, table.strip, (*path, "strip")),
     )
+
+
+def _strip(draft: Draft, texts: Iterable[str], path: Path) -> Names:
+    """Read the names of headers that stay here."""
+    for index, text in enumerate(texts):
+        if not _NAME.fullmatch(text):
+            here: Path = (*path, index) if isinstance(draft.at(path), list) else path
+            draft.problem(here, 'must be a header\'s name, such as "x-visitor", or "x-visitor-*"')
+    return Names.parse(texts)
 
 
 def _unmapped(network: Network) -> Network:

@@ -78,6 +78,7 @@ class SurfaceTable(Table):
     errors: dict[str, str] = {}
     cors: list[str] = []
     trusted_proxies: Texts = []
+    strip: Texts = []
     tls: TlsTable | None = None
     hosts: list[str] = []
     open: bool = False
