@@ -190,7 +190,9 @@ class Opener:
         if outcome not in FAILURES or code == CLIENT_STALLED.code:
             health.good = now
         elif outcome is not None:
-            health.failures.count(now, outcome, code or str(opened.stands_for))
+            status = attempt.status or 0  # of a stream that began with an error, what it stands for
+            said = status if status >= 400 else opened.stands_for
+            health.failures.count(now, outcome, code or str(said))
         if attempt.broken:
             health.fault(self.clock())
         elif attempt.error is None and (attempt.status or 0) < 500:

@@ -482,4 +482,5 @@ def outcome_of(status: int) -> Outcome:
     """Say how an exchange ended whose answer, of *status*, was the upstream's own."""
     if status < 400:
         return "ok"
-    return "upstream_error" if status >= 500 or status in (401, 403, 408, 429) else "client_error"
+    theirs = status >= 500 or status in (401, 402, 403, 408, 429)
+    return "upstream_error" if theirs else "client_error"

@@ -22,6 +22,7 @@ from proxy.headers import Headers
 from proxy.keys import Key
 from proxy.patterns import Pattern
 from proxy.routes import RouteTable
+from proxy.surfaces import Address, Surface
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -278,8 +279,11 @@ base_url = "{other.url}"
 """
         async with serving(routes(upstream, more)) as proxy:
             assert (await call(proxy.port, chat("two"))).status == 200
-            assert (await channel(proxy))["state"] == "resting"
-            assert (await channel(proxy, "other"))["state"] == "ready"
+            found = await channel(proxy)
+            assert (found["state"], found["failures"]) == ("resting", {"upstream_error": 1})
+            assert found["last_error"]["code"] == "429"
+            found = await channel(proxy, "other")
+            assert (found["state"], found["failures"]) == ("ready", {})
 
 
 async def test_resting_alone(upstream: Upstream) -> None:
@@ -307,6 +311,7 @@ CUT = stream(HELLO, end="cut")
     ("step", "outcome", "code"),
     [
         (answer(500), "upstream_error", "500"),
+        (answer(402), "upstream_error", "402"),
         (answer(403), "upstream_error", "403"),
         (answer(401), "upstream_error", "upstream_auth"),
         (answer(302), "upstream_error", "upstream_protocol"),
@@ -338,7 +343,7 @@ async def test_failures(upstream: Upstream, step: Step, outcome: str, code: str)
         assert found["last_error"]["code"] == code
         at = datetime.fromisoformat(found["last_error"]["at"])
         assert began - timedelta(seconds=0.01) <= at <= datetime.now(UTC)
-        assert found["state"] == ("resting" if code == "upstream_auth" else "failing")
+        assert found["state"] == ("resting" if code in ("402", "upstream_auth") else "failing")
         upstream.will(stream(HELLO, DONE))
         await call(proxy.port, chat(stream=True))
         found = await channel(proxy)
@@ -603,6 +608,22 @@ async def test_hidden_channels(
         found = await told(proxy, headers=headers)
     assert {one["name"] for one in found["channels"]} == seen
     assert found["connected_channels"] == len(seen - {"openai"})
+
+
+@pytest.mark.parametrize(
+    ("listen", "key", "named"),
+    [
+        ("127.0.0.1", None, True),
+        ("0.0.0.0", None, False),
+        ("0.0.0.0", Key("all", b""), True),
+        ("127.0.0.1", Key("some", b"", (Pattern("", True),)), False),
+        ("0.0.0.0", Key("other", b"", ()), True),
+    ],
+)
+def test_who_is_named(listen: str, key: Key | None, named: bool) -> None:
+    """The names of others' keys are for who sees all, and holds a key or sits at this machine."""
+    surface = Surface("s", (Address(listen, 1),), ("/v1",), "none" if key is None else "keys")
+    assert status.View(surface, key, RouteTable(())).names("other") is named
 
 
 async def test_own_session(upstream: Upstream) -> None:

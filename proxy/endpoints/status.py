@@ -68,8 +68,13 @@ class View:
         return self.whole or upstream in self._upstreams
 
     def names(self, key: str | None) -> bool:
-        """Return whether the name of the *key* is shown."""
-        return self.whole or (self.key is not None and self.key.name == key)
+        """Return whether the name of the *key* is shown: its own; the others' to who sees all, and has
+        presented a key itself, or sits at this machine.
+        """
+        if self.key is not None and self.key.name == key:
+            return True
+        here = self.surface is None or all(one.loopback for one in self.surface.listen)
+        return self.whole and (self.key is not None or here)
 
     @property
     def _limits(self) -> tuple[tuple[Pattern, ...] | None, tuple[Pattern, ...] | None]:
