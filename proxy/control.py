@@ -25,7 +25,7 @@ SECONDS = 5.0
 GIVEN_WAY_SECONDS = 2.0
 """How long another process may take to give way."""
 AGAIN_SECONDS = 1.0
-"""How often a process that gave way looks whether the other one is still there."""
+"""How often a process that has not the address looks whether the other one still has it."""
 
 Answer = Callable[[str, Any], Awaitable[Any]]
 """Answers a question, which has a name and a value. What it raises, who asks is told."""
@@ -120,8 +120,10 @@ class _Control:
             if not asked:
                 asked = True
                 with suppress(Nobody, Failed, OSError):
-                    await asyncio.to_thread(ask, self._address, _GIVE_WAY, seconds=SECONDS)
+                    seconds = GIVEN_WAY_SECONDS
+                    await asyncio.to_thread(ask, self._address, _GIVE_WAY, seconds=seconds)
             elif self._loop.time() > deadline:
+                self._waiting = self._loop.create_task(self._come_back())  # `close` waits for it
                 return False
             await asyncio.sleep(0.01)
         return True
@@ -141,9 +143,13 @@ class _Control:
             sock = _bound(self._address)
         except OSError:
             return False
-        self._server = await asyncio.start_unix_server(
-            self._asked, sock=sock, limit=LINE_BYTES, backlog=16
-        )
+        try:
+            self._server = await asyncio.start_unix_server(
+                self._asked, sock=sock, limit=LINE_BYTES, backlog=16
+            )
+        except OSError:
+            sock.close()
+            return False
         return True
 
     def _hang_up(self, server: asyncio.Server) -> None:

@@ -224,7 +224,10 @@ async def test_the_later_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @LINUX
 async def test_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that somebody has who does not give way is told, and all else goes on."""
+    """An address that somebody has who does not give way is told, and all else goes on; it is ours as
+    soon as they are gone.
+    """
+    monkeypatch.setattr(control, "AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(control, "GIVEN_WAY_SECONDS", 0.1)
     monkeypatch.setattr(control, "SECONDS", 0.1)
     file = tmp_path / "routes.toml"
@@ -234,6 +237,16 @@ async def test_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told = Told()
         async with answering(file, answer, told):
             assert [event for event, _ in told] == ["control_unavailable"]
+            with pytest.raises(OSError):
+                await ask(file, "who", seconds=0.1)
+            squatter.close()
+            async with asyncio.timeout(5):
+                while True:
+                    try:
+                        assert (await ask(file, "who"))["name"] == "who"
+                        break
+                    except Nobody:
+                        await asyncio.sleep(0.02)
 
 
 @LINUX
