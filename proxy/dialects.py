@@ -87,6 +87,10 @@ ENDPOINTS: dict[str, Dialect] = {
 }
 """The endpoints that carry a model, by their path below a base path."""
 
+_GOOGLES = re.compile(
+    r"/v1(?:alpha|beta)[0-9]*(?:/|$)|/v1internal[:/]|/publishers/|:[a-z]+[A-Z][A-Za-z]+$|:predict$"
+)
+"""What Google's own paths look like: theirs are versions such as `v1beta`, and verbs behind a colon."""
 _NATIVE = re.compile(r"models/(.+):([A-Za-z]+)")
 
 
@@ -119,6 +123,6 @@ def family(path: str) -> Dialect:
 
 def shape_of(path: str) -> Shape:
     """Return the error shape that whoever called *path* expects, known or not."""
-    if "/messages" in path:
+    if "/messages" in path or "/publishers/anthropic/" in path:
         return "anthropic"
-    return "gemini" if "/v1beta/" in path or "/v1alpha/" in path else "openai"
+    return "gemini" if _GOOGLES.search(path) is not None and "/openai" not in path else "openai"

@@ -46,7 +46,7 @@ class Kind:
 
 
 # The caller's doing.
-INVALID_KEY = Kind(401, "authentication_error", "invalid_api_key", "refused")
+INVALID_KEY = Kind(401, "authentication_error", "invalid_api_key", "refused", retry=False)
 MODEL_NOT_ALLOWED = Kind(403, "permission_error", "model_not_allowed", "refused")
 ORIGIN_NOT_ALLOWED = Kind(403, "permission_error", "origin_not_allowed", "refused")
 NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "client_error")

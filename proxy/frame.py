@@ -68,13 +68,21 @@ PREFLIGHT = Endpoint(("OPTIONS",), _answer_preflight, always_open=True)
 """Answers a browser that asks whether a page may call (WHATWG Fetch section 4.8)."""
 
 
+EXPOSED = (
+    b"*, x-trunkline-id, x-request-id, request-id, retry-after, retry-after-ms, x-should-retry"
+)
+"""What a page may read of an answer: all of it. A page's SDK that cannot see `x-should-retry` asks again
+for what may have been billed. Who does not know the `*` (WHATWG Fetch section 4.9) takes the names.
+"""
+
+
 def _cors(origin: bytes, headers: Headers) -> tuple[Pair, ...]:
     """Return the headers that let a page of *origin* call us, and read the answer."""
     wanted = headers.first.get(b"access-control-request-headers")
     added: list[Pair] = [
         (b"Access-Control-Allow-Origin", origin),
         (b"Vary", b"Origin"),
-        (b"Access-Control-Expose-Headers", b"x-trunkline-id, x-request-id, retry-after"),
+        (b"Access-Control-Expose-Headers", EXPOSED),
     ]
     if b"access-control-request-method" in headers.first:
         added += [
@@ -106,6 +114,7 @@ class Frame:
         self._sessions = sessions
         self._clock = clock
         self._keyless = surface.auth != "keys"
+        self._whereabouts = _whereabouts(surface)
         self._places: Cache[tuple[str, str], Place] = Cache(PLACES_BYTES)  # what was found before
 
     async def handle(self, request: Request) -> bool:
@@ -197,7 +206,7 @@ class Frame:
         if request.head.websocket:
             self._check_websocket(exchange, request, found)
         if found is None:
-            raise ProxyError(NOT_FOUND, "There is nothing at this path.")
+            raise ProxyError(NOT_FOUND, f"There is nothing at this path. {self._whereabouts}")
         endpoint, located = found
         _enter(exchange, endpoint, located)
         if self.surface.auth == "none" and not endpoint.always_open:
@@ -327,6 +336,14 @@ class Frame:
         """Write the record. Nothing here waits, so no cancellation can come between."""
         self._sessions.discard(exchange)
         self._log.line(exchange.record(self._clock()))
+
+
+def _whereabouts(surface: Surface) -> str:
+    """Say where on *surface* there is something."""
+    bases = [f'"{base}"' for base in reversed(surface.base_paths) if base]  # the shortest first
+    if not bases:
+        return "The endpoints stand at the root, as in /chat/completions."
+    return f"The base {'path is' if len(bases) == 1 else 'paths are'} {' and '.join(bases)}."
 
 
 def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> None:

@@ -180,7 +180,7 @@ class Running:
             models=models.endpoint(forward, surface, snapshot),
             kept=partial(kept.endpoint, forward, surface),
             hooks=hooks.endpoint(Asking(self._opener, self.gate), surface, snapshot),
-            probe=health.endpoint(),
+            root=docs.root(surface),
             fixed={
                 "/health": health.endpoint(),
                 "/livez": health.endpoint(),

@@ -25,7 +25,7 @@ _HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))
 _HOP = re.compile(
     r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3})|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)"
 )
-_NATIVE = re.compile(r"(.*)(/v1beta|/v1alpha)/(models(?:/.+)?)")
+_NATIVE = re.compile(r"(.*)(/v1beta|/v1alpha)/(models(?:/.*)?)")
 _SLASHES = re.compile(r"/{2,}")
 _UNSAFE = re.compile(
     r"\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|;|%3b|$)", re.IGNORECASE

@@ -93,12 +93,18 @@ def test_all_said(pem: Path) -> None:
     found = surface(
         "docs = false\necho_model = true\n"
         'errors = { 401 = "Unauthorized", 404 = "Not_Found.x", 599 = "y" }\n'
-        'cors = ["https://app.example.com", "http://localhost:3000", "http://[::1]:5173"]\n'
+        'cors = ["https://app.example.com", "http://localhost:3000", "http://[::1]:5173", '
+        '"app://obsidian.md", "chrome-extension://abcdefghijklmnop", "moz-extension://0b1c-2d", '
+        '"vscode-webview://0b1c2d", "capacitor://localhost", "tauri://localhost"]\n'
         f'trusted_proxies = ["10.0.0.0/8", "::ffff:192.0.2.1", "2001:db8::/32"]\n{tls}'
     )
     assert (found.docs, found.echo_model) == (False, True)
     assert dict(found.errors) == {401: "Unauthorized", 404: "Not_Found.x", 599: "y"}
-    assert found.cors == {"https://app.example.com", "http://localhost:3000", "http://[::1]:5173"}
+    assert found.cors == {
+        "https://app.example.com", "http://localhost:3000", "http://[::1]:5173", "app://obsidian.md",
+        "chrome-extension://abcdefghijklmnop", "moz-extension://0b1c-2d", "vscode-webview://0b1c2d",
+        "capacitor://localhost", "tauri://localhost",
+    }  # fmt: skip
     assert found.trusted == tuple(map(ip_network, ("10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32")))
     assert found.tls == Tls(f"{pem}/a.crt", f"{pem}/a.key")
 
@@ -145,6 +151,11 @@ def test_each_its_own() -> None:
         ('cors = ["https://App.example.com"]', "cors[0]"),
         ('cors = ["https://*.example.com"]', "cors[0]"),
         ('cors = ["ftp://app.example.com"]', "cors[0]"),
+        ('cors = ["file://"]', "cors[0]"),
+        ('cors = ["app://*"]', "cors[0]"),
+        ('cors = ["chrome-extension://"]', "cors[0]"),
+        ('cors = ["capacitor://localhost/"]', "cors[0]"),
+        ('cors = ["app://x\\r\\nX: y"]', "cors[0]"),
         ('cors = ["https://u@app.example.com"]', "cors[0]"),
         ('cors = ["https://a.example", "https://b.example\\r\\nX: y"]', "cors[1]"),
         ("cors = [5]", "cors[0]"),

@@ -158,11 +158,11 @@ def _but_for_id(got: Answer) -> bytes:
 
 ORIGIN = b"https://app.example.com"
 FROM_APP: Pair = (b"Origin", ORIGIN)
-CORS = f'cors = ["{ORIGIN.decode()}", "http://localhost:3000"]'
+CORS = f'cors = ["{ORIGIN.decode()}", "http://localhost:3000", "chrome-extension://abcdefgh", "app://x.y"]'
 FOREIGN = [
     b"https://evil.example", b"http://app.example.com", b"https://app.example.com:443",
     b"https://app.example.com.evil.example", b"https://APP.example.com", b"null", b"",
-    b"https://app.example.com/", b"https://app.example.co", b"\xff",
+    b"https://app.example.com/", b"https://app.example.co", b"\xff", b"chrome-extension://abcdefg", b"app://x.yz",
 ]  # fmt: skip
 
 
@@ -174,7 +174,9 @@ def cors_of(got: Answer) -> dict[bytes, bytes]:
     return dict(found)
 
 
-@pytest.mark.parametrize("origin", [ORIGIN, b"http://localhost:3000"])
+@pytest.mark.parametrize(
+    "origin", [ORIGIN, b"http://localhost:3000", b"chrome-extension://abcdefgh", b"app://x.y"]
+)
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/v1/files", "/nothing", "/health"])
 async def test_preflight(upstream: Upstream, origin: bytes, path: str) -> None:
     """A browser that asks whether a page may call is told so before any key, and nobody else is asked."""
@@ -237,7 +239,8 @@ async def test_cors_of_relayed_answers(upstream: Upstream, kind: str) -> None:
         told = cors_of(got)
         assert set(told) == {b"access-control-allow-origin", b"access-control-expose-headers"}
         assert told[b"access-control-allow-origin"] == ORIGIN
-        assert b"x-trunkline-id" in told[b"access-control-expose-headers"]
+        exposed = told[b"access-control-expose-headers"].split(b", ")
+        assert {b"*", b"x-trunkline-id", b"x-should-retry", b"retry-after-ms"} < {*exposed}
         assert got.values(b"vary") == [b"Accept-Encoding", b"Origin"]
         assert got.whole
         assert got.status == (400 if kind == "error" else 200)

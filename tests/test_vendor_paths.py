@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -355,11 +356,56 @@ async def test_not_known(vendors: Proxy, upstream: Upstream, model: str, path: s
 @pytest.mark.parametrize("headers", [[], [TEAM], [(b"x-api-key", b"junk")]])
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/api/v1", "/api/v1/"])
 async def test_head_probe(keyed: Proxy, path: str, headers: list[Pair]) -> None:
-    """A HEAD at a base path tells that somebody is there, and nothing else."""
+    """A HEAD at a base path tells that somebody is there, and nothing else; a GET where the docs are."""
     got = await call(keyed.port, b"", path, headers, method="HEAD")
     assert (got.status, got.body) == (200, b"")
-    for method in ("GET", "POST", "PUT"):
+    told = await call(keyed.port, b"", path, headers, method="GET")
+    assert (told.status, told.json()["status"]) == (200, "ok")
+    assert got.value(b"content-length") == b"%d" % len(told.body)
+    for name, wanted in (("docs", "/docs"), ("openapi", "/openapi.json"), ("llms", "/llms.txt")):
+        where = urljoin(path, told.json()[name])
+        assert where == wanted
+        assert (await call(keyed.port, b"", where, headers, method="GET")).status == 200
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert (await call(keyed.port, b"", path, headers, method)).status == 404
+
+
+async def test_root_without_docs() -> None:
+    """Where a surface does not document itself, its root says that it is there, and no more."""
+    async with serving('[server]\ndocs = false\n[routes]\nm = "sandbox/echo"') as proxy:
+        got = await call(proxy.port, b"", "/", method="GET")
+    assert (got.status, got.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("bases", "told"),
+    [
+        ("", 'The base paths are "/v1" and "/api/v1".'),
+        ('base_paths = ["/llm/v1"]', 'The base path is "/llm/v1".'),
+        ('base_paths = [""]', "The endpoints stand at the root, as in /chat/completions."),
+    ],
+)
+async def test_not_found_names_the_base_paths(bases: str, told: str) -> None:
+    """Who comes to no place is told where the places are."""
+    async with serving(f'[server]\n{bases}\n[routes]\nm = "sandbox/echo"') as proxy:
+        got = await call(proxy.port, b"", "/v2/chat", method="GET")
+    assert (got.status, got.code) == (404, "not_found")
+    assert got.json()["error"]["message"] == f"There is nothing at this path. {told}"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/api/v1/models/", "/models/", "/v1beta/models/"])
+async def test_list_with_a_slash(keyed: Proxy, path: str) -> None:
+    """A slash behind `models` still asks for the list."""
+    got = await call(keyed.port, b"", path, [TEAM], method="GET")
+    same = await call(keyed.port, b"", path.removesuffix("/"), [TEAM], method="GET")
+    assert (got.status, got.body) == (200, same.body)
+
+
+async def test_vendors_list_with_a_slash(vendors: Proxy, upstream: Upstream) -> None:
+    """Nor does the slash go up, where a vendor is asked for its list."""
+    upstream.will(answer(200, b"{}"))
+    assert (await call(vendors.port, b"", "/v1/models/?upstream=groq", method="GET")).status == 200
+    assert upstream.requests[-1].target.endswith("/models")
 
 
 @pytest.mark.parametrize("path", ["/v2", "/x", "/v1/x", "/.env", "/v1/chat", "/health/x"])

@@ -24,7 +24,12 @@ from proxy.surfaces import (
 
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
-_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(
+    r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+    r"|(?:app|capacitor|chrome-extension|ionic|moz-extension|safari-web-extension|tauri"
+    r"|vscode-webview)://[A-Za-z0-9._-]+"  # of programs that are made of pages, and of a browser's own
+)
+_NO_ORIGIN = 'must be such as "https://app.example.com" or "chrome-extension://abcdefgh"'
 DEFAULT_BASE_PATHS = ("/api/v1", "/v1", "")
 
 
@@ -80,7 +85,7 @@ def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, 
             draft.problem((*path, "hosts", index), "must be a host name, without port")
     for index, origin in enumerate(table.cors):
         if not _ORIGIN.fullmatch(origin):
-            draft.problem((*path, "cors", index), 'must be such as "https://app.example.com"')
+            draft.problem((*path, "cors", index), _NO_ORIGIN)
     errors: dict[int, str] = {}
     for status, name in table.errors.items():
         if not re.fullmatch(r"[45][0-9]{2}", status) or not re.fullmatch(r"[\w.-]{1,64}", name):

@@ -19,14 +19,14 @@ def table(
     models: Endpoint,
     kept: Callable[[Upstream], Endpoint],
     hooks: Endpoint,
-    probe: Endpoint,
+    root: Endpoint,
     fixed: Mapping[str, Endpoint],
 ) -> Find:
     """Return the look-up of *surface*: *fixed* paths first, then what stands below its base paths.
 
     *kept* makes the endpoint of what is kept at an upstream, *realtime* that of sessions, which go to an
-    upstream, if there is one, where they name no model; *probe* answers a HEAD at the base paths
-    themselves, which is how clients look whether anybody is there.
+    upstream, if there is one, where they name no model; *root* answers at the base paths
+    themselves, where clients look whether anybody is there, and people what.
     """
     at_upstreams = {name: kept(upstream) for name, upstream in unrouted.names().items()}
     sessions = {name: realtime(upstream) for name, upstream in unrouted.names().items()}
@@ -39,12 +39,14 @@ def table(
             return endpoint, None
         if path.startswith("/hooks/") and surface.serves("hooks"):
             return hooks, None
-        if method == "HEAD" and path in bases:
-            return probe, None
+        if method in root.methods and path in bases:
+            return root, None
         located = surface.locate(path)
         return _below(method, located) if located is not None and located.suffix else None
 
     def _below(method: str, located: Located) -> tuple[Endpoint, Located] | None:
+        if located.suffix == "models/":
+            located = replace(located, suffix="models")
         dialect, suffix = located.dialect, located.suffix
         upstream = unrouted.match(located.base, suffix) if surface.serves(suffix) else None
         carries = llm

@@ -1,4 +1,5 @@
-"""What there is to find: `/docs`, `/docs/api`, `/openapi.json`, `/docs/llm.json`, `/llms.txt`.
+"""What there is to find: `/docs`, `/docs/api`, `/openapi.json`, `/docs/llm.json`, `/llms.txt`, and where that
+is, at `/`.
 
 All of it is made from the live routes and the table of endpoints, so that it cannot drift. None of it
 asks for a key; who presents one is shown the models that it may ask for, and nobody else is.
@@ -63,6 +64,21 @@ def endpoints(forward: Forward, surface: Surface, snapshot: Snapshot) -> dict[st
         "/docs/api": _page("explorer.html", ".."),
         "/docs/api/": _page("explorer.html", "../.."),
     }
+
+
+def root(surface: Surface) -> Endpoint:
+    """Return what answers at a base path: that somebody is there, and where *surface* documents itself,
+    relative to the path that was asked for.
+    """
+
+    async def handle(exchange: Exchange, request: Request) -> bool:
+        told = {"status": "ok"}
+        if surface.docs:
+            up = "../" * (exchange.path.count("/") - 1) or "./"
+            told |= {"docs": f"{up}docs", "openapi": f"{up}openapi.json", "llms": f"{up}llms.txt"}
+        return respond(exchange, request, _json(told))
+
+    return Endpoint(METHODS, handle, always_open=True)
 
 
 @cache  # for every surface and every reload the same

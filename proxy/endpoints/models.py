@@ -2,7 +2,8 @@
 `?upstream=NAME`, which asks that vendor for its own list.
 
 One list serves both families of SDK: every entry carries the fields of OpenAI's and of
-Anthropic's, which do not contradict each other. Gemini's has a path of its own.
+Anthropic's, which do not contradict each other. Google's have one of their own, at a path that is
+theirs, or where the client says that it is.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import orjson
 
 from proxy.answers import respond
 from proxy.config import Snapshot
-from proxy.dialects import shape_of
+from proxy.dialects import GEMINI, shape_of
 from proxy.edge import Request
 from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
 from proxy.exchange import Exchange
@@ -22,17 +23,26 @@ from proxy.keys import Key
 from proxy.routes import Route
 from proxy.surfaces import Surface
 
+_GOOGLES = b"x-goog-api-client"
+"""What Google's SDKs say of themselves, also at `/v1/models`, where others ask too."""
+_UNKNOWN = dict.fromkeys(
+    ("capabilities", "deprecated_at", "line", "max_input_tokens", "max_tokens", "retires_at")
+)
+"""What Anthropic says of each model, if only that it is null. We know none of it."""
+
 
 def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint:
     """Return what answers with the list of models, or with one of them."""
 
     async def handle(exchange: Exchange, request: Request) -> bool:
+        native = shape_of(exchange.path) == "gemini" or _GOOGLES in exchange.headers.first
+        if native:
+            exchange.dialect = GEMINI
         exchange.key = forward.identify(exchange, surface)
         vendor = _vendor(exchange.query)
         if vendor is not None and exchange.method == "GET":
             name, exchange.query = vendor
             return await forward.carry(exchange, surface, request, snapshot.upstreams.get(name))
-        native = shape_of(exchange.path) == "gemini"
         if exchange.suffix == "models":
             listed = _native_list(exchange.key) if native else _list(exchange.key)
             return respond(exchange, request, orjson.dumps(listed))
@@ -82,6 +92,8 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
             "type": "model",
             "display_name": model,
             "created_at": snapshot.loaded.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lifecycle": "active",
+            **_UNKNOWN,
         }
 
     return Endpoint(("GET", "HEAD"), handle)
