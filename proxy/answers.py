@@ -30,7 +30,6 @@ def respond(
     keep_alive = request.keep_alive and not request.waiting
     exchange.status = status.value
     exchange.outcome = "ok"
-    exchange.bytes_out = len(body)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
@@ -40,7 +39,9 @@ def respond(
     head += lines(exchange.added)
     head += b"\r\n" if keep_alive else b"Connection: close\r\n\r\n"
     if request.transport is not None:
-        request.transport.write(head if exchange.method == "HEAD" else head + body)
+        whole = head if exchange.method == "HEAD" else head + body
+        exchange.bytes_out = len(whole) - len(head)
+        request.transport.write(whole)
     return keep_alive
 
 
@@ -64,8 +65,8 @@ class Events(EventSourceResponse):
         await self.send(orjson.dumps(told).decode(), event="error")
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._exchange.bytes_out += len(data)
         await super().write(data)
+        self._exchange.bytes_out += len(data)
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()

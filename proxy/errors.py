@@ -103,6 +103,15 @@ STREAM_ERROR = Kind(200, "upstream_error", "upstream_error_event", "upstream_err
 CLIENT_GONE = Kind(499, "client_closed", "client_gone", "client_gone")
 CLIENT_STALLED = Kind(499, "client_closed", "client_stalled", "timeout")
 
+GRAVE = frozenset(
+    [
+        kind.code
+        for kind in tuple(globals().values())
+        if isinstance(kind, Kind) and kind.status >= 500
+    ]
+)
+"""The codes of what is not the caller's doing: an operator should hear of it."""
+
 
 class ProxyError(Exception):
     """An error of *kind*, told to the caller as *message*.

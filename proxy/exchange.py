@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from proxy.cache import Cache
 from proxy.dialects import Dialect
-from proxy.errors import Outcome, printable
+from proxy.errors import GRAVE, Outcome, printable
 from proxy.headers import Headers, Pair
 from proxy.keys import Key
 from proxy.routes import Route, Upstream
@@ -47,11 +47,15 @@ class Attempt:
 
     *abandoned*: an answer came, and another upstream was asked all the same; this says whether it may
     have been billed. *broken*: its answer broke off, by the upstream's doing. *reason* says where
-    nothing could be reached, and why. *spared*: all that was streamed of it was an error.
+    nothing could be reached, and why. *spared*: all that was streamed of it was an error. *model* is
+    what was sent for one, *credential* where the credential comes from: both None where there is none
+    of ours.
     """
 
     upstream: str
     started: float
+    model: str | None = None
+    credential: str | None = None
     phase: Phase = "unsent"
     status: int | None = None
     error: str | None = None
@@ -76,7 +80,7 @@ class Exchange:
     *received* is when the head was complete, *read* when the body was, *relayed* when the first byte
     of the answer went out; all in loop time. *learnt* is what was found out about this head when it
     came before, by those who did (see `heads`). *echo* is the name to put into the answer.
-    *finished*: the client has the marker that ends its stream, so leaving now breaks nothing off.
+    *expired* is the name of a key whose time is over. *finished*: the client has the marker that ends its stream, so leaving now breaks nothing off.
     """
 
     id: str
@@ -93,6 +97,7 @@ class Exchange:
     dialect: Dialect | None = None
     suffix: str = ""
     key: Key | None = None
+    expired: str | None = None
     model: str | None = None
     stream: bool = False
     echo: str | None = None
@@ -117,7 +122,7 @@ class Exchange:
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""
-        attempt = Attempt(upstream.name, now)
+        attempt = Attempt(upstream.name, now, self.model_sent)
         self.attempts.append(attempt)
         return attempt
 
@@ -131,11 +136,11 @@ class Exchange:
         until = self.relayed if self.relayed is not None else now
         return {
             "ts": None,
-            "level": "debug" if self.quiet else "info",
+            "level": "warning" if self.error in GRAVE else "debug" if self.quiet else "info",
             "event": "exchange",
             "request_id": self.id,
             "trace_id": None,
-            "key": self.key.name if self.key else None,
+            "key": self.key.name if self.key else self.expired,
             "surface": self.surface,
             "route": self.route.name if self.route else None,
             "upstream": self.upstream.name if self.upstream else None,
@@ -149,6 +154,8 @@ class Exchange:
             "attempts": [
                 {
                     "upstream": attempt.upstream,
+                    "model": None if attempt.model is None else printable(attempt.model),
+                    "credential": attempt.credential,
                     "phase": attempt.phase,
                     "status": attempt.status,
                     "error": attempt.error,

@@ -243,6 +243,7 @@ class Forward:
                 refusal = refusal or "The API key is not valid."
             elif key.expires is not None and key.expired(datetime.now(UTC)):
                 refusal = f'The key "{key.name}" has expired.'
+                exchange.expired = key.name
             else:
                 query = exchange.query
                 if query:

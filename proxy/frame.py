@@ -308,9 +308,9 @@ class Frame:
             shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
             body = exchange.method != "HEAD"
             name = self.surface.errors.get(error.kind.status)
-            transport.write(
-                render(error, shape, exchange.id, body=body, name=name, added=exchange.added)
-            )
+            told = render(error, shape, exchange.id, body=body, name=name, added=exchange.added)
+            exchange.bytes_out = len(told) - told.index(b"\r\n\r\n") - 4
+            transport.write(told)
         return not error.close
 
     def _cancelled(self, exchange: Exchange, request: Request) -> None:

@@ -425,6 +425,8 @@ class _Opening:
             ended = exchange.attempts[-1].ended or started
             exchange.waited += min(trip.wait, started - ended)
         attempt = exchange.begin(upstream, started)
+        if choice.credential is not None and not asked.passthrough:
+            attempt.credential = choice.credential.secret.source
         probe = health.begin(started)
         try:
             connection = await opener.transport.open(

@@ -182,7 +182,6 @@ class Relay:
         if self._out.is_closing():
             return
         self._last = self._clock()
-        self._exchange.bytes_out += len(data)
         if self._unsure is not None:
             self._judge(data)
         echo = self._echo
@@ -192,6 +191,7 @@ class Relay:
         elif self._begun or not self._chunked:
             self._write(data)
         else:  # an event, as nearly all are
+            self._exchange.bytes_out += len(data)
             self._out.pass_on(b"%x\r\n%b\r\n" % (len(data), data))
         tap = self._tap
         if tap is not None:
@@ -335,6 +335,7 @@ class Relay:
         self._attempt.spared = not tap.spoke
 
     def _write(self, data: bytes) -> None:
+        self._exchange.bytes_out += len(data)
         begun = self._begun
         if self._chunked and data:
             data = b"%b%x\r\n%b\r\n" % (begun, len(data), data)
@@ -441,6 +442,8 @@ class Relay:
     def _not_taken(self) -> None:
         self._exchange.outcome = CLIENT_STALLED.outcome
         self._exchange.error = CLIENT_STALLED.code
+        unsent = self._out.get_write_buffer_size()
+        self._exchange.bytes_out = max(0, self._exchange.bytes_out - unsent)
         self._upstream.close()
         self._out.abort()  # its buffer is full of what nobody takes
 

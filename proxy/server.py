@@ -19,7 +19,7 @@ from proxy.admission import Gate
 from proxy.asking import Asking
 from proxy.balance import Scores
 from proxy.children import Children
-from proxy.config import Refresher, Snapshot
+from proxy.config import Live, Refresher, Snapshot
 from proxy.edge import Onward, Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
@@ -195,7 +195,10 @@ class Running:
         return Frame(surface, find, self.gate, self.log, self._sessions)
 
     def _status(self, snapshot: Snapshot) -> status.Status:
-        return status.Status(snapshot, self._opener.scores, self._sessions, self._started)
+        scores, log = self._opener.scores, self.log
+        return status.Status(
+            snapshot, scores, self._sessions, self._started, lost=lambda: log.dropped
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what the status is made of."""
@@ -329,12 +332,16 @@ def open_log(snapshot: Snapshot, fd: int, *, shared: bool) -> tuple[Log, LineWri
     """Return the log that *snapshot* asks for, and what writes it to *fd*."""
     settings = snapshot.settings
     writer = LineWriter(fd, shared=shared)
-    console = settings.log_format == "console" or (settings.log_format == "auto" and os.isatty(fd))
-    return Log(writer, console=console, level=settings.log_level), writer
+    terminal = os.isatty(fd)
+    console = settings.log_format == "console" or (settings.log_format == "auto" and terminal)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # no-color.org
+    colours = terminal and not plain
+    return Log(writer, console=console, level=settings.log_level, colours=colours), writer
 
 
-def _tell(loop: asyncio.AbstractEventLoop, log: Log, what: str, source: str, why: str) -> None:
-    """Log, from another thread, what became of the secret from *source*."""
+def _tell(loop: asyncio.AbstractEventLoop, log: Log, what: str, live: Live, why: str) -> None:
+    """Log, from another thread, what became of the secret *live*."""
     level = log.events.warning if what == "credential_kept" else log.events.info
+    facts = {"upstream": live.upstream, "source": live.secret.source, "reason": why or None}
     with suppress(RuntimeError):  # the loop is closed, and the log with it
-        loop.call_soon_threadsafe(partial(level, what, source=source, reason=why or None))
+        loop.call_soon_threadsafe(partial(level, what, **facts))

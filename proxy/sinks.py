@@ -1,8 +1,8 @@
 """What a finished exchange leaves: one line, to stdout, without ever waiting for who reads it.
 
 Lines are gathered for a moment and written by a thread of their own. A reader that stalls fills a
-bounded queue, after which lines are dropped and counted; a reader that is gone loses them. Neither
-is ever noticed by a request.
+bounded queue, after which lines are dropped and counted; a reader that is gone, or a disk that is full,
+loses them, which is said once. None of it is ever noticed by a request.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -26,6 +27,8 @@ GATHER_SECONDS = 0.05
 
 Event = MutableMapping[str, Any]
 
+STDERR = 2
+_LINE_END = ord("\n")
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
 
@@ -44,6 +47,7 @@ class LineWriter:
         # Each counter has one writer: the first two the loop, the others the thread.
         self._taken = self._refused = 0
         self._written = self._lost = 0
+        self._torn = self._complained = False
         self._flusher: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -83,19 +87,33 @@ class LineWriter:
         while (lines := self._queue.get()) is not None:
             try:
                 with _alone(self._fd) if self._shared else nullcontext():
-                    self._write_all(memoryview(b"".join(lines)))
-            except OSError:
+                    self._write_all(b"".join(lines))
+            except OSError as error:
                 self._lost += len(lines)
+                self._complain(error)
             self._written += len(lines)
 
-    def _write_all(self, data: memoryview) -> None:
-        while data:
+    def _write_all(self, data: bytes) -> None:
+        left = memoryview(b"\n" + data if self._torn else data)
+        while left:
             try:
-                data = data[os.write(self._fd, data) :]
+                count = os.write(self._fd, left)
             except BlockingIOError:  # somebody else has made it so: a terminal, a parent process
                 ready = select.poll()
                 ready.register(self._fd, select.POLLOUT)
                 ready.poll()
+            else:
+                self._torn = left[count - 1] != _LINE_END  # should the rest find no room
+                left = left[count:]
+
+    def _complain(self, error: OSError) -> None:
+        """Say on stderr, once, that lines are lost."""
+        if not self._complained:
+            self._complained = True
+            reason = (error.strerror or type(error).__name__).lower()
+            said = f"trunkline: the log cannot be written: {reason}; /status counts what is lost\n"
+            with suppress(OSError):
+                os.write(STDERR, said.encode())
 
 
 @contextmanager
@@ -113,9 +131,13 @@ def _alone(fd: int) -> Iterator[None]:
 class Log:
     """The log of one process: `line` takes records, `events` is structlog for everything else."""
 
-    def __init__(self, writer: LineWriter, *, console: bool, level: str) -> None:
+    def __init__(
+        self, writer: LineWriter, *, console: bool, level: str, colours: bool = False
+    ) -> None:
         self._writer = writer
-        self._render: Callable[[Event], bytes] = _console if console else _json
+        self._render: Callable[[Event], bytes] = _json
+        if console:
+            self._render = partial(_console, colours=colours)
         self._debug = level == "debug"
         self._reported = 0
         self.events: FilteringBoundLogger = structlog.wrap_logger(
@@ -123,6 +145,11 @@ class Log:
             processors=[_stamp, structlog.processors.format_exc_info, self._finish],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         )
+
+    @property
+    def dropped(self) -> int:
+        """Return how many lines were lost."""
+        return self._writer.dropped
 
     def line(self, record: dict[str, Any]) -> None:
         """Write the *record* of a finished exchange, which gets its `ts` here, if its level is written."""
@@ -166,18 +193,42 @@ def _clean(value: Any) -> Any:
     return value if plain else _text(str(value)).decode()
 
 
-def _console(event: Event) -> bytes:
-    """Render for a person at a terminal: one short line, the facts that matter."""
+_DIM, _RED, _GREEN, _YELLOW = "2", "31", "32", "33"
+_COLOURS = {"warning": _YELLOW, "error": _RED, "critical": _RED}
+
+
+def _console(event: Event, *, colours: bool) -> bytes:
+    """Render for a person at a terminal: one line, the facts that matter, each in its column."""
     rest = dict(event)
-    time, level = rest.pop("ts").strftime("%H:%M:%S"), rest.pop("level")
-    what = rest.pop("event")
+    level, what = rest.pop("level"), rest.pop("event")
+    time = _coloured(rest.pop("ts").strftime("%H:%M:%S"), _DIM, colours)
     if what != "exchange":
         facts = " ".join(f"{key}={value}" for key, value in rest.items())
-        return _text(f"{time} {level:7} {what} {facts}\n")
-    to = f" → {rest['upstream']}/{rest['upstream_model']}" if rest["upstream"] else ""
+        shown = _coloured(f"{level:<18}", _COLOURS.get(level), colours)
+        return _text(f"{time} {shown} {what:<21} {facts}\n")
+    status = rest["status"] or 0
+    colour = _GREEN if status < 400 else _YELLOW if status < 500 else _RED
+    if level == "warning":  # of a stream that broke, its status is good
+        colour = _RED
+    came = _coloured(f"{status:>3} {rest['outcome'] or '':<14}", colour, colours)
     error = f" ({rest['error']})" if rest["error"] else ""
     text = (
-        f"{time} {rest['method']} {rest['path']} {rest['model'] or ''}{to}"
-        f" {rest['status']} {rest['outcome']}{error} {rest['total_ms']:.0f} ms\n"
+        f"{time} {came} {rest['total_ms']:>8.0f} ms  {rest['key'] or '-':<12}"
+        f" {rest['method']:<4} {rest['path']} {rest['model'] or ''}{_way(rest)}{error}\n"
     )
     return _text(text)
+
+
+def _way(record: Event) -> str:
+    """Say where a request went, one attempt after the other, and what came of those that led on."""
+    way = ""
+    for number, attempt in enumerate(record["attempts"], 1):
+        model = f"/{attempt['model']}" if attempt["model"] else ""
+        way += f" → {attempt['upstream']}{model}"
+        if number < len(record["attempts"]):
+            way += f" ({attempt['error'] or attempt['status']})"
+    return way
+
+
+def _coloured(text: str, colour: str | None, colours: bool) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if colours and colour else text

@@ -405,7 +405,11 @@ class _Supervisor:
         vacant = {*range(self._plan.count)} - {child.number for child in children}
         workers += [{"worker": seat, **nobody, "facts": None} for seat in vacant]
         workers.sort(key=lambda one: one["worker"])
-        return {"uptime_seconds": self._loop.time() - self._started, "workers": workers}
+        return {
+            "uptime_seconds": self._loop.time() - self._started,
+            "log_lines_dropped": self._log.dropped,
+            "workers": workers,
+        }
 
     async def _facts(self, child: _Child) -> dict[str, Any] | None:
         if self._state(child, {}) == "starting":

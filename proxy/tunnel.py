@@ -99,10 +99,10 @@ class Tunnel:
     def data(self, data: bytes) -> None:
         """Pass on what the upstream says."""
         self._last = self._clock()
-        self._exchange.bytes_out += len(data)
         self._heard.feed(data)
         self._note_close()
         if not self._out.is_closing():
+            self._exchange.bytes_out += len(data)
             self._out.write(data)
 
     def end(self) -> None:

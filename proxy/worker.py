@@ -117,7 +117,8 @@ class _Worker:
             told = await self._channel.ask("status", facts, STATUS_SECONDS)
         except (Gone, Failed, TimeoutError):
             return facts
-        return merged(facts, told["workers"], told["uptime_seconds"])
+        dropped = told["log_lines_dropped"]
+        return merged(facts, told["workers"], told["uptime_seconds"], dropped)
 
     async def _answer(self, name: str, value: Any) -> Any:
         """Do what the supervisor says."""

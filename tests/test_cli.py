@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pytest
 import trustme
@@ -898,6 +898,93 @@ def test_bad_env_file(here: Path, verb: Verb, content: bytes | None, why: str) -
         (here / "env").write_bytes(content)
     done = verb("serve", "--env-file", "env")
     assert (done.status, done.out, done.err) == (1, "", f"trunkline: {why}\n")
+
+
+# Where nobody reads what is printed, or there is no room for it
+
+PRINTING = [
+    ("--version",),
+    ("--help",),
+    ("check",),
+    ("explain", "big"),
+    ("routes",),
+    ("presets",),
+    ("presets", "openai"),
+    ("presets", "--markdown"),
+    ("keys", "new", "team"),
+    ("keys", "hash"),
+    ("bench", "--url", "http://127.0.0.1:9/v1", "--model", "m"),
+]
+
+
+def piped_to(here: Path, verb: tuple[str, ...], sink: str) -> Run:
+    """Run the command with its stdout going into *sink*, as a shell writes it."""
+    python = [sys.executable, "-X", "dev", "-W", "error", "-m", "proxy"]
+    line = f"{shlex.join([*python, *verb])} {sink}; exit ${{PIPESTATUS[0]}}"
+    started = perf_counter()
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=here,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        input="some-key-0123456789\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Run(done.returncode, done.stdout, done.stderr, perf_counter() - started)
+
+
+@pytest.mark.parametrize("verb", PRINTING, ids=" ".join)
+def test_no_room_for_what_is_printed(here: Path, verb: tuple[str, ...]) -> None:
+    """A disk that is full ends a verb with a sentence and status 1, without a traceback."""
+    done = piped_to(here, verb, "> /dev/full")
+    said = "trunkline: the output cannot be written: no space left on device\n"
+    assert (done.status, done.err) == (1, said)
+
+
+@pytest.mark.parametrize("verb", PRINTING, ids=" ".join)
+def test_nobody_reads_what_is_printed(here: Path, verb: tuple[str, ...]) -> None:
+    """A reader that has left ends a verb without a word, and a closed stdout, stdin or stderr does no harm."""
+    done = piped_to(here, verb, "| true")
+    assert "Exception" not in done.err
+    if verb[0] != "bench":
+        assert done.err == ""
+        assert piped_to(here, verb, ">&- <&- 2>&-").status in (0, 2)  # 2: there is no key to hash
+
+
+def test_welcome_without_room(here: Path) -> None:
+    """Where there is no room for the welcome, nor for the log, the proxy serves all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    python = [sys.executable, "-X", "dev", "-W", "error", "-m", "proxy"]
+    with Path("/dev/full").open("wb") as full:
+        child = subprocess.Popen(
+            [*python, "serve", "--welcome", "-c", "good.toml", "--listen", f"127.0.0.1:{port}"],
+            cwd=here,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        over = perf_counter() + 20
+        while perf_counter() < over:
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1) as client:
+                    client.sendall(
+                        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    )
+                    assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+                break
+            except ConnectionRefusedError:
+                assert child.poll() is None
+        sleep(0.2)  # for the log to be written
+    finally:
+        child.terminate()
+        _, said = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert said.count("\n") == 1
+    assert "the log cannot be written: no space left on device" in said
 
 
 # serve: what it cannot do

@@ -15,6 +15,7 @@ from tests.harness.proxy import process, serving
 from tests.harness.upstream import (
     DONE,
     JSON,
+    Step,
     Upstream,
     answer,
     close,
@@ -29,7 +30,9 @@ KEYS = [
     "first_byte_ms", "total_ms", "overhead_us", "bytes_in", "bytes_out", "tokens_in", "tokens_out",
     "tokens_cached", "cost_usd", "finish_reason", "upstream_request_id", "client_ip", "error",
 ]  # fmt: skip
-ATTEMPT_KEYS = ["upstream", "phase", "status", "error", "reason", "ms", "maybe_billed"]
+ATTEMPT_KEYS = [
+    "upstream", "model", "credential", "phase", "status", "error", "reason", "ms", "maybe_billed",
+]  # fmt: skip
 LATER = ["trace_id", "tokens_in", "tokens_out", "tokens_cached", "cost_usd", "finish_reason"]
 
 SECRET = "sk-team-0123456789"
@@ -64,7 +67,8 @@ def assert_form(record: dict[str, Any]) -> None:
     assert abs(datetime.now(UTC) - datetime.fromisoformat(record["ts"])) < timedelta(minutes=1)
     assert record["ts"].endswith("Z")
     assert record["event"] == "exchange"
-    assert record["level"] == "info"
+    ours = (record["error"] or "").startswith(("upstream_", "proxy_shutdown"))
+    assert record["level"] == ("warning" if ours else "info")
     assert isinstance(record["overhead_us"], int)
     assert 0 <= record["overhead_us"] <= record["total_ms"] * 1000 + 1
     if record["first_byte_ms"] is not None:
@@ -85,6 +89,8 @@ async def test_ok(upstream: Upstream) -> None:
     assert attempt.pop("ms") <= record["total_ms"]
     assert attempt == {
         "upstream": "up",
+        "model": "slow-model",
+        "credential": None,
         "phase": "streaming",
         "status": 201,
         "error": None,
@@ -387,3 +393,120 @@ def test_ids() -> None:
     assert made == sorted(made)
     assert len({*made, *(second() for _ in range(1_000))}) == 2_000
     assert {len(identity) for identity in made} == {30}
+
+
+# What an operator looks for
+
+TWO_CREDENTIALS = """
+    [upstreams.first]
+    base_url = "{url}"
+    credential = ["${{FIRST_KEY}}", "sk-second-0123456789"]
+    [upstreams.last]
+    base_url = "{url}"
+    credential = "${{LAST_KEY}}"
+    [routes]
+    m = {{ upstream = "first", model = "one", fallback = "last/two" }}
+    [keys]
+    team = "{key}"
+    gone = {{ secret = "sk-gone-0123456789ab", expires = 2020-01-01 }}
+    """
+VARIABLES = {"FIRST_KEY": "sk-first-0123456789", "LAST_KEY": "sk-last-0123456789"}
+
+
+async def test_attempts_say_what_with(upstream: Upstream) -> None:
+    """Each attempt names the model that was sent, and where its credential comes from, never its text."""
+    refused = answer(401, b"{}")
+    upstream.will(refused, refused, answer())
+    toml = TWO_CREDENTIALS.format(url=upstream.url, key=SECRET)
+    async with serving(toml, VARIABLES) as proxy:
+        assert (await call(proxy.port, chat("m"), headers=KEY)).status == 200
+        record = await proxy.record()
+        assert "0123456789" not in proxy.log.read_text()
+    told = [(one["upstream"], one["model"], one["credential"]) for one in record["attempts"]]
+    assert told == [
+        ("first", "one", "FIRST_KEY"),
+        ("first", "one", "upstreams.first.credential[1]"),
+        ("last", "two", "LAST_KEY"),
+    ]
+
+
+async def test_no_credential_of_ours(upstream: Upstream) -> None:
+    """An attempt with a credential of the caller's, or with none, or that carries no model, says so."""
+    toml = f"""
+        [server]
+        auth = "passthrough"
+        [upstreams.up]
+        base_url = "{upstream.url}"
+        credential = "sk-ours-0123456789"
+        passthrough = true
+        [routes]
+        m = "up/m"
+        [unrouted]
+        files = "up"
+        """
+    upstream.will(answer())
+    async with serving(toml) as proxy:
+        await call(proxy.port, chat("m"), headers=KEY)
+        await call(proxy.port, path="/v1/files", method="GET", headers=KEY)
+        await proxy.record(2)
+        told = [record["attempts"][0] for record in proxy.records()]
+    assert [(one["model"], one["credential"]) for one in told] == [("m", None), (None, None)]
+
+
+async def test_expired_key(upstream: Upstream) -> None:
+    """Of a key whose time is over the log says the name, though its request is nobody's."""
+    toml = TWO_CREDENTIALS.format(url=upstream.url, key=SECRET)
+    async with serving(toml, VARIABLES) as proxy:
+        header = (b"x-api-key", b"sk-gone-0123456789ab")
+        got = await call(proxy.port, chat("m"), headers=[header])
+        record = await proxy.record()
+    assert (got.status, record["key"], record["error"]) == (401, "gone", "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("step", "level"),
+    [
+        (answer(), "info"),
+        (answer(400), "info"),
+        (answer(500), "info"),  # which is the upstream's own, and passed on
+        (answer(404), "info"),
+        (close(), "warning"),
+        (hang(), "warning"),
+        (answer(401), "warning"),
+        (stream(event(b"{}"), end="cut"), "warning"),
+        (stream(event(b"{}"), end="hang"), "warning"),
+    ],
+    ids=["ok", "400", "500", "404", "closed", "late", "our credential", "cut", "silent"],
+)
+async def test_level(upstream: Upstream, step: Step, level: str) -> None:
+    """What we answer with 5xx, or end a stream with, is a warning; what passes, and what callers do, is none."""
+    upstream.will(step)
+    async with serving(routes(upstream)) as proxy:
+        await call(proxy.port, chat("fast"), headers=KEY)
+        await call(proxy.port, b"{", headers=KEY)
+        await call(proxy.port, path="/livez", method="GET")
+        await proxy.record(2)
+        assert [record["level"] for record in proxy.records()] == [level, "info"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/v1/chat/completions"])
+async def test_bytes_of_our_own(upstream: Upstream, path: str, method: str) -> None:
+    """What we answer ourselves counts as it went out: an error too, and nothing of what HEAD leaves out."""
+    async with serving(routes(upstream)) as proxy:
+        got = await call(proxy.port, path=path, method=method, headers=KEY)
+        record = await proxy.record()
+    assert record["bytes_out"] == len(got.body)
+    assert (len(got.body) > 0) is (method == "GET")
+
+
+async def test_bytes_that_are_put_in(upstream: Upstream) -> None:
+    """What is put into an answer counts, as does what another name makes of it: all that the client has."""
+    upstream.will(stream(event(b'{"model":"slow-model","choices":[]}'), end="cut"))
+    toml = routes(upstream).replace('name = "apps"', "echo_model = true")
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, chat("fast", stream=True), headers=KEY)
+        record = await proxy.record()
+    assert b'"model":"fast"' in got.body
+    assert b"upstream_" in got.body  # our own last event
+    assert record["bytes_out"] == len(got.body)

@@ -265,6 +265,7 @@ async def test_a_file_is_spoilt(tmp_path: Path, upstream: Upstream, how: str) ->
         line = await kept(proxy)
         assert why in line["reason"]
         assert (line["source"], line["level"]) == (f"file:{file}", "warning")
+        assert line["upstream"] == "up"
         await asyncio.sleep(0.15)  # for several more looks at it
         # Two only if it was spoilt in the middle of a look, which the next one cannot know.
         assert len(told(proxy)) <= 2
@@ -306,6 +307,7 @@ async def test_a_variables_file(tmp_path: Path, upstream: Upstream, preset: bool
         rename(file, "")
         line = await kept(proxy)
         assert line["source"] == ("OPENAI_API_KEY" if preset else "UP_KEY")
+        assert line["upstream"] == ("openai" if preset else "up")
         assert await presented(proxy, upstream) == SECOND
         silent(proxy)
 

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -1042,6 +1042,11 @@ async def test_a_client_that_never_reads(upstream: Upstream, form: str) -> None:
                 await upstream.connections[0].gone.wait()
             record = await proxy.record(seconds=10)
             assert (record["outcome"], record["error"]) == ("timeout", "client_stalled")
+            taken = 0  # what its kernel has, and it may read as yet
+            with suppress(OSError):
+                while piece := sock.recv(2**20):
+                    taken += len(piece)
+            assert taken / 2 < record["bytes_out"] <= taken < 8 * 2**20
 
 
 async def test_a_client_that_reads_slowly(upstream: Upstream) -> None:

@@ -54,6 +54,7 @@ SLOTS = {
     "spoilt": "Dx9cFv1GbHn3JmKq5WeR",
     "form": "Tu6yIo8PaSd2FgHj4KlZ",
     "said": "Xe0cRv5TbYn7UmIk9OlP",
+    "expired": "Pb6wQk1ZsXd8LtHe3JyG",
 }
 """What is planted where. No eight characters of one stand in another, or anywhere else.
 
@@ -176,6 +177,7 @@ async def furnished(directory: Path) -> AsyncIterator[House]:
             [keys]
             team = "${{CLIENT}}"
             other = {{ secret = "{SLOTS["other client"]}", models = ["plain"] }}
+            old = {{ secret = "{SLOTS["expired"]}", expires = 2020-01-01 }}
             [unrouted]
             "files" = "command"
             [log]
@@ -243,6 +245,7 @@ BAD = SLOTS["wrong"].encode()
 REFUSED = [
     request(chat("plain"), headers=[(b"Authorization", b"Bearer " + BAD)]),
     request(chat("plain"), headers=[(b"x-api-key", BAD)]),
+    request(chat("plain"), headers=[(b"x-api-key", SLOTS["expired"].encode())]),
     request(chat("plain"), f"/v1/chat/completions?key={SLOTS['wrong query']}"),
     request(chat("plain"), f"/nowhere?key={SLOTS['client']}", KEY),
     request(chat("plain"), f"/v1/chat/completions?key={SLOTS['client']}#", KEY),
@@ -322,6 +325,13 @@ async def test_canaries(tmp_path: Path) -> None:
             "invalid_api_key",
             "headers_too_large",
         }
+        lines = [orjson.loads(line) for line in log.splitlines()]
+        attempts = [one for line in lines for one in line.get("attempts", ())]
+        assert {one["credential"] for one in attempts} == {
+            *("PLAIN", "HEADER", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"),
+            *(f"file:{tmp_path}/file", "the command sh", "routes.inline.credential"),
+        }
+        assert "old" in {line.get("key") for line in lines}
         for place in house.places:
             received = b"".join(seen.head + seen.body for seen in place.upstream.requests)
             assert len(place.upstream.requests) >= 14

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import pty
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from proxy.server import serve
 from proxy.sinks import LineWriter, Log
 from tests.harness.client import Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, serving
-from tests.harness.upstream import Upstream
+from tests.harness.upstream import Upstream, answer
 
 NOWHERE = request(path="/nowhere", method="GET")
 
@@ -158,6 +160,52 @@ async def test_closed_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert caplog.records == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A log for which there is no room stops nothing: that is said once on stderr, and counted in the status."""
+    fd = os.open("/dev/full", os.O_WRONLY)
+    async with logging_to(fd, SANDBOX, tmp_path) as port:
+        for _ in range(3):
+            await ask(port, 20)
+            await asyncio.sleep(2 * sinks.GATHER_SECONDS)
+        found = (await call(port, path="/status", method="GET")).json()
+    os.close(fd)
+    assert found["log_lines_dropped"] >= 60
+    said = "the log cannot be written: no space left on device; /status counts what is lost"
+    assert capfd.readouterr().err == f"trunkline: {said}\n"
+
+
+async def test_torn_line(tmp_path: Path) -> None:
+    """A line for which there was room for a part only stands alone: the next ones are whole."""
+    limit = 4096
+    script = f"""
+import asyncio, resource, signal
+from proxy.sinks import LineWriter
+
+async def main():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+    writer = LineWriter(1)
+    for number in range(3):
+        if number == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        writer.write(b'{{"n":%d,"x":"%s"}}\\n' % (number, b"x" * 3000))
+        await asyncio.sleep(0.2)
+    writer.close()
+
+asyncio.run(main())
+"""
+    file = tmp_path / "log"
+    with file.open("wb") as out:
+        child = [sys.executable, "-c", script]
+        done = subprocess.run(child, stdout=out, stderr=subprocess.PIPE, check=True)
+    assert done.stderr.count(b"\n") == 1
+    assert b"file too large" in done.stderr
+    whole, torn, after = file.read_bytes().splitlines()
+    assert [orjson.loads(line)["n"] for line in (whole, after)] == [0, 2]
+    assert len(torn) == limit - len(whole) - 1
+
+
 async def test_lines_are_whole_and_in_order() -> None:
     """What is written comes out in order, all of it by the time the writer is closed."""
     with piped() as pipe:
@@ -223,30 +271,99 @@ async def test_strange_text(upstream: Upstream, log_format: str) -> None:
 
 
 async def test_console(proxy: Proxy, upstream: Upstream) -> None:
-    """For a person a line says what was asked, where it went and what came of it."""
+    """For a person a line says, column by column, what came of it, how long it took, who asked for what, and
+    where it went, one place after the other.
+    """
     toml = f"""
         [upstreams.up]
         base_url = "{upstream.url}"
+        [upstreams.spare]
+        base_url = "{upstream.url}"
         [routes]
         "m" = "up/other"
+        "two" = {{ upstream = "up", model = "one", fallback = "spare/one" }}
+        [keys]
+        team = "sk-team-0123456789"
         [log]
         format = "console"
         """
+    key = [(b"x-api-key", b"sk-team-0123456789")]
+    upstream.will(answer(), answer(503), answer(), answer(401))
     async with serving(toml) as console:
-        await call(console.port, chat())
-        await call(console.port, chat("nothing"))
-        await call(console.port, path="/nowhere", method="GET")
+        for model in ("m", "two", "m"):
+            await call(console.port, chat(model), headers=key)
+        await call(console.port, chat("nothing"), headers=key)
+        await call(console.port, chat("m"))
         async with asyncio.timeout(5):
-            while console.log.read_bytes().count(b"\n") < 3:
+            while console.log.read_bytes().count(b"\n") < 5:
                 await asyncio.sleep(0.01)
-        first, second, third = console.log.read_text().splitlines()
-    assert first[2] == first[5] == ":"
-    assert first[9:].startswith("POST /v1/chat/completions m → up/other 200 ok ")
-    assert second[9:].startswith(
-        "POST /v1/chat/completions nothing 404 client_error (model_not_found) "
-    )
-    assert third[9:].startswith("GET /nowhere")
-    assert third.endswith(" ms")
+        lines = console.log.read_text().splitlines()
+    assert all(line[2] == line[5] == ":" and line[36:40] == " ms " for line in lines)
+    chats = "POST /v1/chat/completions"
+    assert [[*line[9:27].split(), line[40:]] for line in lines] == [
+        ["200", "ok", f" team         {chats} m → up/other"],
+        ["200", "ok", f" team         {chats} two → up/one (503) → spare/one"],
+        ["502", "upstream_error", f" team         {chats} m → up/other (upstream_auth)"],
+        ["404", "client_error", f" team         {chats} nothing (model_not_found)"],
+        ["401", "refused", f" -            {chats}  (invalid_api_key)"],
+    ]
+
+
+def shown(text: str, *, terminal: bool, env: Mapping[str, str]) -> str:
+    """Return what a process logs of an exchange and of a warning: to a *terminal*, or else a pipe."""
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    try:
+        variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **env}
+        subprocess.run([sys.executable, "-c", text], stdout=writing, env=variables, check=True)
+        os.set_blocking(reading, False)
+        return os.read(reading, 65536).decode()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+_SHOWS = """
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from proxy.exchange import Exchange
+from proxy.headers import Headers
+from proxy.server import open_log
+
+async def main():
+    settings = SimpleNamespace(log_format="console", log_level="info")
+    log, writer = open_log(SimpleNamespace(settings=settings), 1, shared=False)
+    for status, error in ((200, None), (404, "not_found"), (502, "upstream_dns")):
+        exchange = Exchange("req_1", "main", "GET", "/x", "", Headers(), False, None, 0.0)
+        exchange.status, exchange.error, exchange.outcome = status, error, "ok"
+        log.line(exchange.record(1.0))
+    log.events.warning("closed", why="it is")
+    writer.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("terminal", "env", "coloured"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": ""}, True),  # no-color.org: when not empty
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_colours(terminal: bool, env: dict[str, str], coloured: bool) -> None:
+    """On a terminal good, bad and worse have colours, unless somebody does not want any; nowhere else has it."""
+    text = shown(_SHOWS, terminal=terminal, env=env)
+    good, bad, worse, warning = text.splitlines()
+    assert ("\x1b[" in text) is coloured
+    for line, colour in ((good, 32), (bad, 33), (worse, 31), (warning, 33)):
+        assert (f"\x1b[{colour}m" in line) is coloured
+    plain = [re.sub(r"\x1b\[[0-9]+m", "", line) for line in (good, bad, worse, warning)]
+    assert [line[9:12] for line in plain] == ["200", "404", "502", "war"]
+    assert [line.index("GET") for line in plain[:3]] == [54] * 3
 
 
 async def test_auto_is_json_where_nobody_looks(proxy: Proxy) -> None:

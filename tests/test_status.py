@@ -894,6 +894,7 @@ def facts(worker: int, state: str, answers: list[int], first: float | None) -> d
         "status": "ok",
         "uptime_seconds": 1.0,
         "active_sessions": 1,
+        "log_lines_dropped": 5,
         "channels": [up | {"first_byte_ms": first}],
         "sessions": [session],
     }
@@ -908,7 +909,7 @@ def test_merged() -> None:
     workers.append({"worker": 2, "pid": 12, "facts": None})
     key = Key("k1", b"", (Pattern("r1", False),))
     view = status.View(None, key, RouteTable(()))
-    found = status.shown(status.merged(told[1], workers, 12.34567), status.View())
+    found = status.shown(status.merged(told[1], workers, 12.34567, 7), status.View())
     assert status.shown(found | {"channels": []}, view)["sessions"] == [
         dict.fromkeys(("route", "upstream", "key", "model")) | {"id": "req_0", "worker": 0},
         {"id": "req_1", "route": "r1", "upstream": None, "key": "k1", "model": "r1", "worker": 1},
@@ -918,6 +919,7 @@ def test_merged() -> None:
         "uptime_seconds": 12.346,
         "active_sessions": 2,
         "connected_channels": 1,
+        "log_lines_dropped": 7 + 2 * 5,
         "channels": [
             {
                 "name": "up",

@@ -1,10 +1,12 @@
 """The command line: one verb a file. Each verb returns the exit status; 2 is for wrong usage."""
 
 import argparse
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from proxy import __version__
@@ -13,6 +15,8 @@ from proxy.config import ConfigError
 from proxy.lifecycle import CannotStart
 
 DEFAULT_FILE = "routes.toml"
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a stdout says that cannot be written: every other file is looked after where it is used."""
 
 
 def _occupy_standard_streams() -> None:
@@ -24,11 +28,33 @@ def _occupy_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # as Python has it where it finds one closed
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - to the process's end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. What goes wrong is said in one line a problem, without a traceback."""
+    """Run one verb. What goes wrong is said in one line a problem, without a traceback; so is that
+    nobody reads what is printed any more, or that there is no room for it.
+    """
     _occupy_standard_streams()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what is left goes when Python ends
+        if isinstance(error, BrokenPipeError):
+            return 1
+        reason = (error.strerror or type(error).__name__).lower()
+        return _complain(f"trunkline: the output cannot be written: {reason}")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="trunkline",
         description="One key in front, every vendor behind, one file between.",
@@ -54,19 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.config = Path(os.environ.get("TRUNKLINE_CONFIG") or DEFAULT_FILE)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
     except ConfigError as error:
         return _complain(str(error))
     except CannotStart as error:
         return _complain(f"trunkline: {error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return 130
     return status
 
 
 def _complain(message: str) -> int:
-    sys.stderr.write(message + "\n")
+    with suppress(OSError):  # then there is nobody to hear it
+        sys.stderr.write(message + "\n")
     return 1

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     def greet(first: Address) -> None:
         if options.welcome:
-            print(welcome(snapshot, first), flush=True)
+            _greet(welcome(snapshot, first))
 
     count = options.workers or snapshot.settings.workers or _cores()
     if count == 1:
@@ -61,6 +62,14 @@ def run(options: argparse.Namespace) -> int:
         command = (sys.executable, *sys.orig_argv[1:])  # with the interpreter's options
         supervisor.run(supervisor.Plan(count, command, read, make), source, snapshot, greet)
     return 0
+
+
+def _greet(text: str) -> None:
+    """Print *text*; where nobody reads it, or there is no room for it, we serve all the same."""
+    data = f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+    with suppress(OSError):
+        while data:
+            data = data[os.write(1, data) :]
 
 
 def _workers(text: str) -> int:

@@ -122,7 +122,7 @@ class Draft:
     def follow(self, secret: Secret, files: Iterable[str], read: Callable[[], str]) -> Secret:
         """Return *secret* as one that is *read* anew when one of *files* changes."""
         live = LiveSecret(secret.reveal(), secret.source)
-        self.live.append(Live(live, read, tuple(files)))
+        self.live.append(Live(live, read=read, files=tuple(files)))
         return live
 
     def checked(self, secret: Secret, path: Path) -> Secret:

@@ -26,17 +26,18 @@ OUTPUT_BYTES = 64 * 1024
 """How much of what a command prints is read: no header holds more."""
 RETRY_SECONDS = 10.0
 
-Tell = Callable[[str, str, str], None]
-"""Is told what happened, to the secret from which source, and why."""
+Tell = Callable[[str, "Live", str], None]
+"""Is told what happened, to which secret, and why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Live:
-    """A *secret*, and how it is *read* (which raises `Unset`): when one of *files* changes, else as
-    what the *command* prints, every *refresh* seconds.
+    """A *secret* of an *upstream*, and how it is *read* (which raises `Unset`): when one of *files*
+    changes, else as what the *command* prints, every *refresh* seconds.
     """
 
     secret: LiveSecret
+    upstream: str = ""
     read: Callable[[], str] | None = None
     files: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -123,12 +124,12 @@ class Refresher:
                 raise Unset("it is empty, or has a character that no header can hold")
         except Unset as unset:
             if not self._closing.is_set():
-                self._tell("credential_kept", live.secret.source, str(unset))
+                self._tell("credential_kept", live, str(unset))
             return False
         if text != live.secret.reveal():
             known = live.secret.known
             live.secret.replace(text)
-            self._tell("credential_changed", live.secret.source, "" if known else "first value")
+            self._tell("credential_changed", live, "" if known else "first value")
         return True
 
     def _run(self, command: tuple[str, ...]) -> str:

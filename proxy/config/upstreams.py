@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as File
@@ -102,7 +102,9 @@ class Upstreams:
             self._ca(table.ca, (*path, "ca"))
         if table.client_certificate is not None:
             self._certificate(table.client_certificate, (*path, "client_certificate"))
+        others = len(draft.live)
         credentials, missing = self._credentials(table, preset, path)
+        draft.live[others:] = [replace(live, upstream=name) for live in draft.live[others:]]
         headers = self._headers(table.headers, (*path, "headers"))
         by_dialect = {
             dialect: self._headers(pairs, (*path, "defaults", dialect))

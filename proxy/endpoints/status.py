@@ -92,7 +92,9 @@ class View:
 
 
 class Status:
-    """What `/status` says: of *snapshot*, since *started*, with the *scores* and the *sessions*."""
+    """What `/status` says: of *snapshot*, since *started*, with the *scores* and the *sessions*, and how
+    many lines of the log are *lost*.
+    """
 
     def __init__(
         self,
@@ -102,7 +104,9 @@ class Status:
         started: float,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        lost: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._lost = lost
         self._snapshot = snapshot
         self._scores = scores
         self._sessions = sessions
@@ -134,6 +138,7 @@ class Status:
             },
             "connected_channels": 0,  # counted when it is known who asks: `shown`
             "active_sessions": len(sessions),
+            "log_lines_dropped": self._lost(),
             "channels": [self._channel(one, now) for one in snapshot.upstreams.values()],
             "sessions": sessions,
         }
@@ -231,9 +236,9 @@ def _rate(good: int, bad: int) -> float:
     return round(bad / (good + bad), 3) if good + bad else 0.0
 
 
-def merged(asked: Facts, workers: list[Facts], uptime: float) -> Facts:
+def merged(asked: Facts, workers: list[Facts], uptime: float, dropped: int = 0) -> Facts:
     """Return how all *workers* are: each with its `facts`, None if it does not say. What all have in
-    common is taken from *asked*.
+    common is taken from *asked*; of their supervisor's log *dropped* lines are lost.
     """
     told = [worker["facts"] for worker in workers if worker["facts"] is not None]
     by_name: dict[str, list[Facts]] = {one["name"]: [] for one in asked["channels"]}
@@ -248,6 +253,7 @@ def merged(asked: Facts, workers: list[Facts], uptime: float) -> Facts:
     return asked | {
         "uptime_seconds": round(uptime, 3),
         "active_sessions": len(sessions),
+        "log_lines_dropped": dropped + sum(facts["log_lines_dropped"] for facts in told),
         "channels": [_together(channels) for channels in by_name.values() if channels],
         "sessions": sessions,
         "workers": [
