@@ -1225,19 +1225,19 @@ def test_client_certificate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "at"),
+    ("what", "why"),
     [
-        ("no certificate", ".certificate"),
-        ("no key", ".key"),
-        ("a directory", ".certificate"),
-        ("a device", ".key"),
-        ("a nought", ".certificate"),
-        ("another's key", ""),
-        ("a key under a password", ""),
-        ("no PEM", ""),
+        ("no certificate", "`certificate` cannot be read: no such file"),
+        ("no key", "`key` cannot be read: no such file"),
+        ("a directory", "`certificate` cannot be read: is a directory"),
+        ("a device", "`key` cannot be read: is a device"),
+        ("a nought", "`certificate` cannot be read: its name is not a path"),
+        ("another's key", "`key` does not belong to `certificate`"),
+        ("a key under a password", "`key` has a passphrase"),
+        ("no PEM", "`certificate` is not a certificate in PEM form"),
     ],
 )
-def test_bad_client_certificates(what: str, at: str, tmp_path: Path) -> None:
+def test_bad_client_certificates(what: str, why: str, tmp_path: Path) -> None:
     """A certificate and its key are two files that can be read and belong together; what is wrong with
     either quotes neither.
     """
@@ -1263,7 +1263,8 @@ def test_bad_client_certificates(what: str, at: str, tmp_path: Path) -> None:
     else:
         Path(certificate).write_text("CANARY")
     problems = told(showing(certificate, key))
-    assert list(problems) == [f"upstreams.openai.client_certificate{at}"]
+    assert list(problems) == ["upstreams.openai.client_certificate"]
+    assert why in problems["upstreams.openai.client_certificate"]
     assert "CANARY" not in str(problems)
 
 

@@ -189,34 +189,43 @@ def test_bad_surface(keys: str, path: str) -> None:
     assert found.removesuffix("[0]") == f"server.{path}".removesuffix("[0]")
 
 
-NOT_ONE = "the certificate DIR/{} is not one in PEM form"
-NO_KEY = "the key DIR/{} is not a private key in PEM form"
+NOT_ONE = "`certificate` is not a certificate in PEM form"
+NO_KEY = "`key` is not a private key in PEM form"
 
 
 @pytest.mark.parametrize(
     ("certificate", "key", "why"),
     [
-        ("none", "a.key", "the certificate DIR/none cannot be read: no such file or directory"),
-        ("a.crt", "none", "the key DIR/none cannot be read: no such file or directory"),
-        ("", "a.key", "the certificate DIR/ cannot be read: is a directory"),
-        ("a.crt", "pipe", "the key DIR/pipe cannot be read: is a named pipe, not a regular file"),
-        ("a.key", "a.crt", NOT_ONE.format("a.key")),
-        ("junk", "a.key", NOT_ONE.format("junk")),
-        ("empty", "a.key", NOT_ONE.format("empty")),
-        ("a.crt", "junk", NO_KEY.format("junk")),
-        ("a.crt", "a.crt", NO_KEY.format("a.crt")),
-        ("a.crt", "b.key", "the key DIR/b.key does not belong to the certificate DIR/a.crt"),
-        ("a.crt", "cut", "the key DIR/cut cannot be used with the certificate DIR/a.crt: "),
+        ("none", "a.key", "`certificate` cannot be read: no such file or directory"),
+        ("a.crt", "none", "`key` cannot be read: no such file or directory"),
+        ("", "a.key", "`certificate` cannot be read: is a directory"),
+        ("a.crt", "pipe", "`key` cannot be read: is a named pipe, not a regular file"),
+        ("a.key", "a.crt", NOT_ONE),
+        ("junk", "a.key", NOT_ONE),
+        ("empty", "a.key", NOT_ONE),
+        ("a.crt", "junk", NO_KEY),
+        ("a.crt", "a.crt", NO_KEY),
+        ("a.crt", "b.key", "`key` does not belong to `certificate`"),
+        ("a.crt", "cut", "`key` cannot be used with `certificate`: "),
     ],
 )
 def test_bad_certificate(pem: Path, certificate: str, key: str, why: str) -> None:
-    """What is wrong with a certificate or its key is told before anybody needs it: which file it is, and
-    whether it cannot be read, is none, or does not fit.
+    """What is wrong with a certificate or its key is told before anybody needs it: which of the two it is,
+    and whether it cannot be read, is none, or does not fit.
     """
     keys = f'tls = {{ certificate = "{pem}/{certificate}", key = "{pem}/{key}" }}'
     problems = wrong(keys)
     assert list(problems) == ["server.tls"]
-    assert problems["server.tls"].startswith(why.replace("DIR", str(pem)))
+    assert problems["server.tls"].startswith(why)
+
+
+def test_a_key_in_the_place_of_its_file(pem: Path) -> None:
+    """Who puts the key itself where its file belongs does not read it in a message."""
+    text = (pem / "a.key").read_text()
+    toml = f'[server]\ntls = {{ certificate = "{pem}/a.crt", key = "${{KEY}}" }}\n{M}'
+    problems = told(toml, {"KEY": text})
+    assert "`key` cannot be read" in problems["server.tls"]
+    assert text[40:60] not in str(problems)
 
 
 def test_certificate_among_words(pem: Path, tmp_path: Path) -> None:

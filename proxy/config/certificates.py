@@ -16,36 +16,36 @@ class Unfit(Exception):
 def load_chain(context: ssl.SSLContext, certificate: str, key: str) -> None:
     """Have *context* present the chain in the file *certificate*, with the key in the file *key*.
 
-    Raises `Unfit`. Nothing of what is in the files is quoted.
+    Raises `Unfit`. Neither what is in the files is quoted nor their names, which a variable may hold.
     """
     chain, secret = _read("certificate", certificate), _read("key", key)
     try:
         certificates = b"\n".join(_CERTIFICATE.findall(chain)).decode("ascii")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificates)
     except (ssl.SSLError, ValueError):
-        raise Unfit(f"the certificate {certificate} is not one in PEM form") from None
+        raise Unfit("`certificate` is not a certificate in PEM form") from None
     found = _KEY.search(secret)
     if found is None:
-        raise Unfit(f"the key {key} is not a private key in PEM form")
+        raise Unfit("`key` is not a private key in PEM form")
     if found[1] == b"ENCRYPTED " or found[2]:
-        raise Unfit(f"the key {key} has a passphrase, and there is nobody to ask for it")
+        raise Unfit("`key` has a passphrase, and there is nobody to ask for it")
     try:
         context.load_cert_chain(certificate, key, password="")  # else it would be asked for
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            why = f"the key {key} does not belong to the certificate {certificate}"
+            why = "`key` does not belong to `certificate`"
         else:
-            why = f"the key {key} cannot be used with the certificate {certificate}: {_said(error)}"
+            why = f"`key` cannot be used with `certificate`: {_said(error)}"
         raise Unfit(why) from None
     except (OSError, ValueError):  # it has changed meanwhile
-        raise Unfit(f"the key {key} cannot be used") from None
+        raise Unfit("`key` cannot be used") from None
 
 
 def _read(what: str, file: str) -> bytes:
     try:
         return read_regular(file, SECRET_BYTES)
     except Unreadable as error:
-        raise Unfit(f"the {what} {file} cannot be read: {error}") from None
+        raise Unfit(f"`{what}` cannot be read: {error}") from None
 
 
 def _said(error: ssl.SSLError) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
-from pathlib import Path as File
 from typing import Any
 from urllib.parse import urlsplit
 
 from proxy import dialects
+from proxy.config.certificates import Unfit, load_chain
 from proxy.config.draft import FRAMING, TOKEN, Draft
 from proxy.config.files import Unreadable, check_regular
 from proxy.config.live import Live
@@ -279,19 +279,11 @@ class Upstreams:
             self._draft.problem(path, "is not a readable file of PEM certificates")
 
     def _certificate(self, table: TlsTable, path: Path) -> None:
-        """Check that *table* names a certificate and its key: no message says more of either file."""
-        for field, file in (("certificate", table.certificate), ("key", table.key)):
-            if "\0" in file or not File(file).is_file():
-                self._draft.problem((*path, field), "is not a file that can be read")
-                return
+        """Check that *table* names a certificate and its key."""
         try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_cert_chain(
-                table.certificate, table.key, password=""
-            )  # else it is asked for
-        except OSError:  # ssl.SSLError among them
-            why = "is not a certificate in PEM with its key: another's, or under a password"
-            self._draft.problem(path, why)
+            load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), table.certificate, table.key)
+        except Unfit as unfit:
+            self._draft.problem(path, str(unfit))
 
     # What is presented there
 
