@@ -157,8 +157,8 @@ class Upstream:
 class Target:
     """One place that a route leads to, and what holds there.
 
-    *model* is the name sent: None for the asked-for string less the upstream's own `name/`, else
-    a text in which `*` stands for what the route's own `*` matched. *origins* says where each of
+    *model* is the name sent: None for the asked-for string, less the upstream's own `name/` where the
+    route's own pattern begins with it, else a text in which `*` stands for what the route's own `*` matched. *origins* says where each of
     the *timeouts* was set.
     """
 
@@ -253,7 +253,8 @@ class Route:
     def model_sent(self, target: Target, asked: str) -> str:
         """Return what *target* is asked for when a client asks for *asked*."""
         if target.model is None:
-            return asked.removeprefix(target.upstream.name + "/")
+            own = target.upstream.name + "/"
+            return asked[len(own) :] if self.pattern.literal.startswith(own) else asked
         if not self.pattern.prefix:
             return target.model
         return target.model.replace("*", asked[len(self.pattern.literal) :], 1)

@@ -136,7 +136,11 @@ def test_match_is_the_first_candidate(names: list[str], model: str) -> None:
         ('"openai/*" = { upstream = "openai" }', "openai/openai/x", "openai", "openai/x"),
         ('"openai/x" = { upstream = "openai" }', "openai/x", "openai", "x"),
         ('"*" = { upstream = "openai" }', "groq/x", "openai", "groq/x"),
-        ('"*" = { upstream = "openai" }', "openai/x", "openai", "x"),
+        ('"*" = { upstream = "openai" }', "openai/x", "openai", "openai/x"),
+        ('"*" = { upstream = "openrouter" }', "openrouter/auto", "openrouter", "openrouter/auto"),
+        ('"open*" = { upstream = "openai" }', "openai/x", "openai", "openai/x"),
+        ('"openai/g*" = { upstream = "openai" }', "openai/gpt", "openai", "gpt"),
+        ('"groq/compound" = "groq/groq/compound"', "groq/compound", "groq", "groq/compound"),
         ('"*" = { upstream = "openai" }', "OpenAI/x", "openai", "OpenAI/x"),
         ('"*" = { upstream = "openai" }', "openai", "openai", "openai"),
         ('"*" = { upstream = "openai", model = "*" }', "openai/x", "openai", "openai/x"),
@@ -153,7 +157,9 @@ def test_match_is_the_first_candidate(names: list[str], model: str) -> None:
     ],
 )
 def test_model_sent(read: Read, lines: str, asked: str, upstream: str, model: str) -> None:
-    """The upstream gets `model`, its `*` filled, else what was asked less its own name, cut once."""
+    """The upstream gets `model`, its `*` filled, else what was asked less its own name, cut once, where
+    the route's own pattern begins with it.
+    """
     assert sent(read(lines), asked) == (upstream, model)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.config import presets
+from proxy.config.advice import advise
 from proxy.config.draft import Draft
 from proxy.config.hooks import hooks_of
 from proxy.config.keys import keys_of
@@ -103,6 +104,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
     table = RouteTable(Routes(draft, upstreams).make())
     unrouted = unrouted_of(draft, upstreams)
     surfaces = surfaces_of(draft, file.unrouted)
+    advise(draft, table.routes, unrouted, surfaces)
     return Snapshot(
         file=name,
         digest=sha256(content).hexdigest(),

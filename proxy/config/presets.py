@@ -22,6 +22,7 @@ class Preset:
     paths: dict[str, str] = field(default_factory=dict)
     speaks: list[str] | None = None
     billed: bool = True
+    own: str = ""
     terminal: str = "auto"
     docs: str = ""
     checked: str = ""
