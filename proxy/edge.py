@@ -20,9 +20,11 @@ from proxy.admission import Gate
 from proxy.body import Body
 from proxy.coding import Unpacker
 from proxy.connection import Flow
+from proxy.descriptors import Descriptors
 from proxy.errors import (
     BAD_REQUEST,
     HEADERS_TOO_LARGE,
+    OVERLOADED,
     REQUEST_TIMEOUT,
     REQUEST_TOO_LARGE,
     URI_TOO_LONG,
@@ -32,7 +34,7 @@ from proxy.exchange import Exchange
 from proxy.headers import find
 from proxy.heads import Head, Heads
 from proxy.outbox import Outbox, Outgoing
-from proxy.peers import has_left
+from proxy.peers import has_left, has_said
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -40,7 +42,10 @@ HEAD_BYTES = 128 * 1024
 HEAD_FIELDS = 128
 HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 30.0
-KEEPALIVE_SECONDS = 75.0
+STRANGER_SECONDS = 75.0
+"""How long a connection may be idle whose client has not shown that it may ask, at most."""
+SPARE_SECONDS = 1.0
+"""How long a client is waited for whom we can only send away."""
 LINGER_SECONDS = 5.0
 GIVE_UP_SECONDS = 30.0
 READ_BYTES = 64 * 1024
@@ -294,6 +299,10 @@ class Answering(Protocol):
         """Return whether no connection may be used for another request."""
 
     @property
+    def keepalive_idle(self) -> float:
+        """Return how many seconds a connection may be idle."""
+
+    @property
     def onward(self) -> Onward | None:
         """Return how another process gets each connection as soon as nothing is asked on it, if it is to."""
 
@@ -302,6 +311,27 @@ class Answering(Protocol):
 
     def malformed(self, request: Request, error: ProxyError) -> None:
         """Answer what could not be parsed as a request."""
+
+    def refuse(self, request: Request, error: ProxyError) -> None:
+        """Answer a request that nobody looks at with *error*."""
+
+
+class _Full:
+    """Answers in the place of *answering* where there is no descriptor for an exchange."""
+
+    leaving = True
+    onward = None
+    keepalive_idle = HEAD_SECONDS
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self.malformed = answering.malformed
+        self.refuse = answering.refuse
+
+    async def handle(self, request: Request) -> bool:
+        """Send its client away; no other request may follow."""
+        self._answering.refuse(request, _full())
+        return False
 
 
 class Handler(RequestHandler):
@@ -322,6 +352,7 @@ class Handler(RequestHandler):
         "_surplus",
         "_take",
         "flow",
+        "idle_since",
         "known",
     )
 
@@ -338,7 +369,7 @@ class Handler(RequestHandler):
         super().__init__(
             manager,
             loop=loop,
-            keepalive_timeout=KEEPALIVE_SECONDS,
+            keepalive_timeout=min(STRANGER_SECONDS, answering.keepalive_idle),
             access_log=cast(Any, None),
             max_line_size=LINE_BYTES,
             max_field_size=FIELD_BYTES,
@@ -354,6 +385,7 @@ class Handler(RequestHandler):
         self._due: int | None = 0  # and after so many it does again; None: that will never be known
         self.flow: Flow | None = None
         self.known = known  # a request of this client was one that it may make
+        self.idle_since = 0.0  # where it is idle
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
@@ -450,6 +482,8 @@ class Handler(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(Outgoing(cast(asyncio.Transport, transport), self._outbox))
+        if isinstance(self._answering, _Full):
+            self._head_timer = self._loop.call_later(SPARE_SECONDS, self._refuse_head, 503)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -518,9 +552,18 @@ class Handler(RequestHandler):
         waiter = self._waiter
         if waiter is None or waiter.done() or self._messages or self._held or self._deaf:
             return False
+        if self._head_timer is not None:
+            return False
         if self._due is not None:
             return self._given == self._due
-        return self._head_timer is None and not self._surplus and self._incoming.is_eof()
+        return not self._surplus and self._incoming.is_eof()
+
+    def give_way(self) -> bool:
+        """Close, being idle; return whether that was done: not where a request is on its way."""
+        if self.transport is None or has_said(self.transport):
+            return False
+        self.force_close()
+        return True
 
     def go_on(self) -> None:
         """Hand the connection on to another process, if one is to have it and nothing is asked on it; else
@@ -601,7 +644,11 @@ class Handler(RequestHandler):
         """Return the next request, or what came in its place, and its body."""
         if not self._messages:
             self._keepalive = True
-            self._next_keepalive_close_time = ends = self._loop.time() + KEEPALIVE_SECONDS
+            self.idle_since = self._loop.time()
+            patience = self._answering.keepalive_idle
+            if not self.known:
+                patience = min(patience, STRANGER_SECONDS)
+            self._next_keepalive_close_time = ends = self.idle_since + patience
             if self._keepalive_handle is None:
                 self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
             self._waiter = self._loop.create_future()
@@ -666,11 +713,12 @@ class Handler(RequestHandler):
 class Server(web.Server):
     """Makes a `Handler` for each connection of one surface."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: Answering, descriptors: Descriptors) -> None:
         super().__init__(
             cast(Any, answering.handle),
             handler_cancellation=True,
         )
+        self.descriptors = descriptors
         self._answering = answering
         self._heads = Heads()
         self._outbox = Outbox(asyncio.get_running_loop())
@@ -684,13 +732,15 @@ class Server(web.Server):
         """Find out anew about every request: something else answers here from now on."""
         self._heads.forget()
 
-    def __call__(self, *, known: bool = False) -> RequestHandler:
-        """Make the handler of a new connection; it is *known* that its client may ask.
+    def __call__(self, *, known: bool = False, spare: bool = False) -> RequestHandler:
+        """Make the handler of a new connection; it is *known* that its client may ask. From a *spare* one
+        whoever has come is sent away.
 
         aiohttp's own would discard every option if one of them were wrong, with a warning.
         """
+        answering = _Full(self._answering) if spare else self._answering
         loop = asyncio.get_running_loop()
-        return Handler(self, self._answering, self._heads, self._outbox, loop, known=known)
+        return Handler(self, answering, self._heads, self._outbox, loop, known=known)
 
 
 def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -726,8 +776,15 @@ def _too_large(limit: int) -> ProxyError:
     return ProxyError(REQUEST_TOO_LARGE, f"The request's body is over the limit of {limit} bytes.")
 
 
+def _full() -> ProxyError:
+    message = "The proxy has no room for another connection."
+    return ProxyError(OVERLOADED, message, headers=(("Retry-After", "1"),), close=True)
+
+
 def _malformed(info: _ErrInfo) -> ProxyError:
     """Say what is wrong with a head, without a byte of it: it may hold a key."""
+    if info.status == 503:
+        return _full()
     if info.status == 408:
         return ProxyError(REQUEST_TIMEOUT, "The request's head did not arrive in time.")
     if isinstance(info.exc, LineTooLong):

@@ -148,6 +148,12 @@ class Frame:
         self._refuse(exchange, request, error)
         self._settle(exchange)
 
+    def refuse(self, request: Request, error: ProxyError) -> None:
+        """Answer a request that nobody looks at with *error*."""
+        exchange = self._begin(request)
+        self._refuse(exchange, request, error)
+        self._settle(exchange)
+
     def _begin(self, request: Request) -> Exchange:
         head = request.head
         return Exchange(

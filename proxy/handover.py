@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
+from proxy.descriptors import Descriptors
 from proxy.edge import Server
 from proxy.listening import (
     BACKLOG,
@@ -152,8 +153,9 @@ class Recipient:
 class Dealer:
     """Listens on addresses, and deals out who connects. While nobody has room, nobody is accepted."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, descriptors: Descriptors) -> None:
         self._loop = loop
+        self._descriptors = descriptors
         self._listening: Listening = {}
         self._recipients: set[Recipient] = set()
         self._waiting: deque[Sent] = deque()
@@ -178,7 +180,8 @@ class Dealer:
                 if address not in self._listening:
                     bound = bind(address)
                     take = partial(self._take, str(address).encode())
-                    opened[address] = bound, Acceptor(self._loop, bound.sock, take)
+                    acceptor = Acceptor(self._loop, bound.sock, take, self._descriptors)
+                    opened[address] = bound, acceptor
                     bound.sock.listen(BACKLOG)
         except BaseException:
             release(opened)

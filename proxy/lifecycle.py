@@ -98,7 +98,7 @@ async def _serve(
     loop.set_exception_handler(lambda _, context: note(running.log, context))
     loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
     running.children.look_after(loop)
-    _announce(running)
+    _announce(running, fits=running.fits)
     tune_gc()
     reloading = loop.create_task(_reload_for_ever(running, reload, again))
     await stop.wait()

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from proxy.config.certificates import Unfit, load_chain
+from proxy.descriptors import Descriptors
 from proxy.edge import HEAD_SECONDS, Server
 from proxy.surfaces import Address, Tls
 
@@ -29,38 +30,32 @@ class CannotListen(Exception):
     """An address cannot be listened on; the message says which, and why."""
 
 
-class _Listening(Protocol):
-    def close(self) -> None:
-        """Listen no longer."""
-
-
 @dataclass
 class Listener:
     """What listens on an *address*, the one with the port that it really has."""
 
     address: Address
     server: Server
-    _listening: _Listening
+    _reception: "Reception"
     _bound: "Bound | None" = None
 
     @property
     def secure(self) -> bool:
         """Return whether TLS is spoken here."""
-        return isinstance(self._listening, Reception) and self._listening.context is not None
+        return self._reception.context is not None
 
     @property
     def greeting(self) -> bool:
-        """Return whether somebody's TLS handshake is under way."""
-        return isinstance(self._listening, Reception) and self._listening.greeting
+        """Return whether somebody is about to be let in: whose TLS handshake is under way."""
+        return self._reception.greeting
 
     def renew(self, context: ssl.SSLContext) -> None:
         """Speak TLS by *context* with whoever connects from now on."""
-        assert isinstance(self._listening, Reception)
-        self._listening.context = context
+        self._reception.context = context
 
     def close(self) -> None:
         """Listen no longer; connections that are open stay so."""
-        self._listening.close()
+        self._reception.close()
         if self._bound is not None:
             self._bound.release()
 
@@ -94,11 +89,12 @@ async def listen(server: Server, address: Address, tls: Tls | None = None) -> Li
     context = None if tls is None else context_of(tls)
     bound = bind(address)
     try:
-        listening = await _serve(server, bound.sock, context, unix=bool(address.path))
+        bound.sock.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise _cannot_listen(address, error) from None
-    return Listener(bound.address, server, listening, bound)
+    reception = _OwnReception(asyncio.get_running_loop(), server, bound.sock, context)
+    return Listener(bound.address, server, reception, bound)
 
 
 def bind(address: Address) -> Bound:
@@ -121,30 +117,22 @@ def _cannot_listen(address: Address, error: OSError | UnicodeError) -> CannotLis
     return CannotListen(f"cannot listen on {address}: {reason.lower()}")
 
 
-async def _serve(
-    server: Server, sock: socket.socket, context: ssl.SSLContext | None, *, unix: bool
-) -> _Listening:
-    loop = asyncio.get_running_loop()
-    if context is not None:
-        sock.listen(BACKLOG)
-        return _OwnReception(loop, server, sock, context)
-    if unix:
-        return await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
-    return await loop.create_server(server, sock=sock, backlog=BACKLOG)
-
-
 class Acceptor:
-    """Accepts what connects to the listening *sock*, while it is open, and has it *take*n."""
+    """Accepts what connects to the listening *sock*, while it is open, and has it *take*n: not the loop,
+    which closes without a word what it has accepted when *descriptors* run out.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         take: Callable[[socket.socket], None],
+        descriptors: Descriptors,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._take = take
+        self._descriptors = descriptors
         self._is_open = False
 
     def open(self) -> None:
@@ -173,16 +161,25 @@ class Acceptor:
                 connection, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # no room for another one, for now
-                self.shut()
-                self._loop.call_later(PAUSE_SECONDS, self.open)
+            except OSError as error:  # no room for another one, for now
+                self._descriptors.miss(str(error.strerror).lower())
+                self._pause()
                 return
             connection.setblocking(False)
+            scarce = self._descriptors.is_scarce(connection.fileno())
             self._take(connection)
+            if scarce:
+                self._pause()
+
+    def _pause(self) -> None:
+        """Accept nobody for a moment: who connects waits."""
+        if self._is_open:
+            self.shut()
+            self._loop.call_later(PAUSE_SECONDS, self.open)
 
 
 class Reception:
-    """Hands connections over to *server* when their TLS handshake is done, if *context* asks for one.
+    """Hands connections over to *server*, when their TLS handshake is done if *context* asks for one.
 
     The loop's own server does not tell which handshakes are under way, and one that never ends would
     keep the process from ending.
@@ -193,6 +190,7 @@ class Reception:
     ) -> None:
         self._loop = loop
         self._server = server
+        self._descriptors = server.descriptors
         self.context = context
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -202,27 +200,33 @@ class Reception:
         return bool(self._tasks)
 
     def take(self, connection: socket.socket, *, known: bool = False) -> None:
-        """Receive *connection*; it is *known* that its client may ask."""
-        greeting = self._greet(connection, known=known)
+        """Receive *connection*; it is *known* that its client may ask. Where there is no room for it, idle
+        ones give way; where there are none, its client is told to come back.
+        """
+        spare = False
+        if self._descriptors.is_short(connection.fileno()) and not self._descriptors.make_room():
+            self._descriptors.miss("too many connections")
+            spare = True
+        greeting = self._greet(connection, partial(self._server, known=known, spare=spare))
         task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         """End the handshakes that are under way."""
-        for task in self._tasks:
-            task.cancel()
+        if self.context is not None:
+            for task in self._tasks:
+                task.cancel()
 
-    async def _greet(self, connection: socket.socket, *, known: bool) -> None:
+    async def _greet(
+        self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]
+    ) -> None:
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = None if self.context is None else HEAD_SECONDS
         with suppress(OSError):  # of TLS and of time, too: whoever it was, has left
             await self._loop.connect_accepted_socket(
-                partial(self._server, known=known),
-                connection,
-                ssl=self.context,
-                ssl_handshake_timeout=seconds,
+                protocol, connection, ssl=self.context, ssl_handshake_timeout=seconds
             )
 
 
@@ -234,14 +238,16 @@ class _OwnReception(Reception):
         loop: asyncio.AbstractEventLoop,
         server: Server,
         sock: socket.socket,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
     ) -> None:
         super().__init__(loop, server, context)
-        self._acceptor = Acceptor(loop, sock, self.take)
+        self._acceptor = Acceptor(loop, sock, self.take, server.descriptors)
         self._acceptor.open()
 
     def close(self) -> None:
         """Take no further connection, and end the handshakes that are under way."""
+        if self.context is None:
+            self._acceptor.accept()  # who has come by now is told so, and not reset
         self._acceptor.close()
         super().close()
 

@@ -78,6 +78,17 @@ def has_left(transport: asyncio.Transport) -> bool:
     return any(event & _LEFT for _, event in poll.poll(0))
 
 
+def has_said(transport: asyncio.Transport) -> bool:
+    """Return whether the peer of *transport* has sent something that was not read yet."""
+    waiting = bytearray(4)
+    sock = transport.get_extra_info("socket")
+    try:
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, waiting)
+    except (OSError, AttributeError):
+        return False
+    return any(waiting)
+
+
 def linger(transport: asyncio.Transport) -> None:
     """Make closing *transport* reset the connection, whatever is still unsent."""
     sock = transport.get_extra_info("socket")

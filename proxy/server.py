@@ -5,6 +5,7 @@ is only who tells it to stop. `Running.apply` is how another snapshot takes the 
 """
 
 import asyncio
+import heapq
 import os
 import ssl
 import time
@@ -20,6 +21,7 @@ from proxy.asking import Asking
 from proxy.balance import Scores
 from proxy.children import Children
 from proxy.config import Live, Refresher, Snapshot
+from proxy.descriptors import Descriptors
 from proxy.edge import Onward, Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
@@ -51,8 +53,9 @@ FIRST_VALUES_SECONDS = 10.0
 class Face:
     """What answers at one address: the *frame* of the snapshot that holds when a request comes."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, keepalive_idle: float) -> None:
         self.frame = frame
+        self.keepalive_idle = keepalive_idle
         self.left = False
         self.onward: Onward | None = None
 
@@ -70,22 +73,30 @@ class Face:
         """Answer what could not be parsed as a request."""
         self.frame.malformed(request, error)
 
+    def refuse(self, request: Request, error: ProxyError) -> None:
+        """Answer a request that nobody looks at with *error*."""
+        self.frame.refuse(request, error)
+
 
 @dataclass
 class Running:
-    """A proxy that serves *snapshot*. *addresses* are where it really listens, by surface name."""
+    """A proxy that serves *snapshot*. *addresses* are where it really listens, by surface name; so many
+    exchanges as *fits* are as many as there are descriptors for.
+    """
 
     snapshot: Snapshot
     log: Log
     gate: Gate
     _transport: Transport
     _opener: Opener
+    _descriptors: Descriptors
     _listen: Listen = listen
     _everywhere: status.Everywhere | None = None
     _relays: set[Relay | Tunnel] = field(default_factory=set)
     _sessions: set[Exchange] = field(default_factory=set)
     _started: float = field(default_factory=time.monotonic)
     children: Children = field(default_factory=Children)
+    fits: int = 0
     _refresher: Refresher | None = None
     _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
     _left: list[Server] = field(default_factory=list)
@@ -123,8 +134,9 @@ class Running:
                         why = "TLS is turned on or off there, which takes a restart"
                         raise CannotListen(f"cannot listen on {address}: {why}")
                 else:
-                    face = Face(frames[surface.name])
-                    opened[address] = await self._listen(Server(face), address, tls), face
+                    face = Face(frames[surface.name], snapshot.settings.keepalive_idle)
+                    server = Server(face, self._descriptors)
+                    opened[address] = await self._listen(server, address, tls), face
         except BaseException:
             refresher.close()
             for listener, _ in opened.values():
@@ -135,13 +147,15 @@ class Running:
             if address in wanted:
                 listener, face = self._listeners[address]
                 face.frame = frames[wanted[address].name]
+                face.keepalive_idle = snapshot.settings.keepalive_idle
                 listener.server.forget()  # else what is not asked again would keep the old snapshot
                 if address in renewed:
                     listener.renew(renewed[address])
             else:
                 self._leave(address)
         self._listeners |= opened
-        self.gate.max_inflight = snapshot.settings.max_inflight
+        self.fits = self._descriptors.fitting(snapshot.settings.max_inflight)
+        self.gate.max_inflight = min(snapshot.settings.max_inflight, self.fits)
         self.gate.max_held = snapshot.settings.max_held
         if self._refresher is not None:
             self._refresher.close()
@@ -157,7 +171,8 @@ class Running:
         if self._refresher is not None:
             self._refresher.hand_on(snapshot.live)
         tell = partial(_tell, asyncio.get_running_loop(), self.log)
-        refresher = Refresher(snapshot.live, tell, self.children)
+        started = self._descriptors.restore
+        refresher = Refresher(snapshot.live, tell, self.children, started)
         refresher.start()
         try:
             async with asyncio.timeout(FIRST_VALUES_SECONDS):
@@ -216,6 +231,14 @@ class Running:
     def _servers(self) -> Iterable[Server]:
         yield from (listener.server for listener, _ in self._listeners.values())
         yield from self._left
+
+    def give_way(self, count: int) -> int:
+        """Close up to *count* connections of clients on which nothing is asked, the one first that has been
+        idle for longest; return how many.
+        """
+        idle = (one for server in self._servers() for one in server.handlers if one.idle)
+        longest = heapq.nsmallest(count, idle, key=lambda handler: handler.idle_since)
+        return sum(handler.give_way() for handler in longest)
 
     async def hand_on(self, give: Give, seconds: float | None) -> None:
         """Have *give* take each connection as soon as nothing is asked on it, until there is none any more,
@@ -308,17 +331,21 @@ async def serve(
     *,
     listen: Listen = listen,
     everywhere: status.Everywhere | None = None,
+    soft_limit: int | None = None,
 ) -> AsyncIterator[Running]:
     """Serve *snapshot* for as long as the context lasts. Raises `CannotListen`.
 
-    One of several workers is told how it is to *listen*, and how to say how it is *everywhere*.
+    One of several workers is told how it is to *listen*, how to say how it is *everywhere*, and which
+    *soft_limit* of descriptors those whom it starts are to have.
     """
     log, writer = open_log(snapshot, log_fd, shared=everywhere is not None)
     sandbox = Sandbox()
-    transport = Transport({"sandbox": sandbox.connect})
+    descriptors = Descriptors(log.events.warning, soft_limit)
+    transport = Transport({"sandbox": sandbox.connect}, descriptors)
     gate = Gate(snapshot.settings.max_inflight, snapshot.settings.max_held)
     opener = Opener(transport, Scores(), log.events.warning)
-    running = Running(snapshot, log, gate, transport, opener, listen, everywhere)
+    running = Running(snapshot, log, gate, transport, opener, descriptors, listen, everywhere)
+    descriptors.givers += [running.give_way, transport.give_way]
     try:
         await running.apply(snapshot)
         yield running

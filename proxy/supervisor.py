@@ -22,6 +22,7 @@ from proxy.channel import Channel, Failed, Gone
 from proxy.children import Children
 from proxy.config import Snapshot, Source, takes_restart
 from proxy.control import answering
+from proxy.descriptors import Descriptors
 from proxy.handover import Dealer, Recipient, release
 from proxy.lifecycle import (
     CannotStart,
@@ -106,6 +107,7 @@ class _Child:
     process: subprocess.Popen[bytes] = field(init=False)
     watching: asyncio.Task[None] | None = None
     source: Source | None = None
+    fits: int = 0
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: bool = False
@@ -124,7 +126,9 @@ class _Supervisor:
         self._seats: dict[int, _Child] = {}
         self._locks = [asyncio.Lock() for _ in range(plan.count)]
         self._pauses = [0.0] * plan.count  # before the next worker begins there
-        self._dealer = Dealer(self._loop)
+        self._descriptors = Descriptors(log.events.warning)
+        self._descriptors.fitting(snapshot.settings.max_inflight)
+        self._dealer = Dealer(self._loop, self._descriptors)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
 
@@ -154,7 +158,8 @@ class _Supervisor:
         renew: asyncio.Event,
     ) -> None:
         """Do what signals say, until one says to stop; then leave in order."""
-        self._announce("ready", workers=self._plan.count)
+        fits = sum(child.fits for child in self._seats.values())
+        self._announce("ready", workers=self._plan.count, fits=fits)
         ready(self._dealer.address(_addresses(self._snapshot)[0]))
         self._do(self._whenever(again, self._reload))
         self._do(self._whenever(renew, self._replace))
@@ -205,7 +210,8 @@ class _Supervisor:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
         ]
         (words, their_words), (doors, their_doors) = pairs
-        there = Seat(seat, their_words.fileno(), their_doors.fileno())
+        limit = self._descriptors.before
+        there = Seat(seat, their_words.fileno(), their_doors.fileno(), limit)
         child = _Child(seat, self._loop.time(), self._dealer.recipient(doors))
         words.setblocking(False)
         child.channel = await Channel.open(words, partial(self._answer, child))
@@ -381,6 +387,7 @@ class _Supervisor:
             return _told(self._source)
         if name == "status":
             return await self._status(child, facts)
+        child.fits = facts
         child.settled.set()  # "ready"
         return None
 

@@ -21,11 +21,14 @@ from aiohappyeyeballs import start_connection
 
 from proxy.body import Piece
 from proxy.connection import HEAD_BYTES, Connection, Upload, not_let_in, refusal
+from proxy.descriptors import MOMENT_SECONDS, Descriptors
 from proxy.errors import (
+    OVERLOADED,
     UPSTREAM_CONNECT,
     UPSTREAM_DNS,
     UPSTREAM_TLS,
     Fault,
+    ProxyError,
     UpstreamFailure,
     printable,
 )
@@ -55,9 +58,13 @@ class Transport:
     """
 
     def __init__(
-        self, dials: Mapping[str, Dial], clock: Callable[[], float] = time.monotonic
+        self,
+        dials: Mapping[str, Dial],
+        descriptors: Descriptors,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dials = dials
+        self._descriptors = descriptors
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop)
@@ -85,14 +92,14 @@ class Transport:
 
         Whatever *timeouts* allow, that may take no longer than *until*, in loop time, nor longer than
         *patience*, in seconds from when all was sent. Connections are never shared between
-        upstreams. With *fresh*, none that was used before is taken. Raises `UpstreamFailure`, or
-        what reading the *upload* raises.
+        upstreams. With *fresh*, none that was used before is taken. Raises `UpstreamFailure`,
+        what reading the *upload* raises, or `ProxyError` where we lack what a connection takes.
         """
         key = (upstream, origin)
         connection = None if fresh else self._take(key)
         if connection is None:
             seconds = None if until == inf else until - self._clock()
-            connection = await self._connect(origin, least(timeouts.connect, seconds))
+            connection = await self._reach(origin, least(timeouts.connect, seconds))
             self._open.add(connection)
         patience = least(timeouts.first_byte, patience)
         try:
@@ -169,12 +176,47 @@ class Transport:
                 del self._idle[key]
         self._sweeper = self._loop.call_later(IDLE_SECONDS, self._sweep) if self._idle else None
 
+    def give_way(self, count: int) -> int:
+        """Close up to *count* connections that nobody uses, the one first that has not been used for
+        longest; return how many.
+        """
+        idle = [(one, key) for key, stack in self._idle.items() for one in stack]
+        idle.sort(key=lambda pair: pair[0].idle_since)
+        for connection, key in idle[:count]:
+            self._idle[key].remove(connection)
+            self.drop(connection)
+        return len(idle[:count])
+
+    async def _reach(self, origin: Origin, seconds: float | None) -> Connection:
+        """Make a new connection, for which others give way that are idle, where descriptors are short.
+
+        Raises what `_connect` does, and `ProxyError` where they have run out.
+        """
+        try:
+            return await self._connect(origin, seconds)
+        except (UpstreamFailure, OSError) as error:
+            if not self._descriptors.lacked(error):
+                raise
+        self.renew()  # what was read meanwhile may not be all there is
+        try:
+            if self._descriptors.make_room():
+                await asyncio.sleep(MOMENT_SECONDS)
+                return await self._connect(origin, seconds)
+        except (UpstreamFailure, OSError) as error:
+            if not self._descriptors.lacked(error):
+                raise
+        self._descriptors.miss("too many connections")
+        message = "The proxy has no room for another connection."
+        raise ProxyError(OVERLOADED, message, headers=(("Retry-After", "1"),))
+
     async def _connect(self, origin: Origin, seconds: float | None) -> Connection:
         """Make a new connection. Raises `UpstreamFailure`: nothing was sent in any case."""
         awaited = f"{_place(*_next_hop(origin))}: no connection"
         try:
             async with asyncio.timeout(seconds):
                 sock = await self._socket(origin)
+                if self._descriptors.is_short(sock.fileno()):
+                    self._descriptors.make_room()
                 awaited = f"{_place(origin.host, origin.port)}: no TLS handshake"
                 try:
                     if origin.scheme == "https":

@@ -34,13 +34,14 @@ Make = Callable[[Source], Snapshot]
 
 @dataclass(frozen=True)
 class Seat:
-    """Which worker this is, and the descriptors that lead to its supervisor: for words (*channel*), and
-    for connections (*doors*).
+    """Which worker this is, the descriptors that lead to its supervisor, for words (*channel*) and for
+    connections (*doors*), and the *soft_limit* that there was of descriptors.
     """
 
     number: int
     channel: int
     doors: int
+    soft_limit: int
 
     @classmethod
     def of(cls, text: str) -> "Seat":
@@ -48,7 +49,7 @@ class Seat:
         return cls(*map(int, text.split(":")))
 
     def __str__(self) -> str:
-        return f"{self.number}:{self.channel}:{self.doors}"
+        return f"{self.number}:{self.channel}:{self.doors}:{self.soft_limit}"
 
 
 def run(seat: Seat, make: Make) -> None:
@@ -80,14 +81,17 @@ class _Worker:
             snapshot = await in_thread(lambda: self._make(source))
             self._doors = Doors(loop, socket.socket(fileno=self._seat.doors))
             async with serve(
-                snapshot, listen=self._doors.listen, everywhere=self._everywhere
+                snapshot,
+                listen=self._doors.listen,
+                everywhere=self._everywhere,
+                soft_limit=self._seat.soft_limit,
             ) as it:
                 self._running = it
                 it.log.events = it.log.events.bind(worker=self._seat.number)
                 loop.set_exception_handler(lambda _, context: lifecycle.note(it.log, context))
                 lifecycle.tune_gc()
                 self._doors.open()
-                await channel.ask("ready")
+                await channel.ask("ready", it.fits)
                 await lifecycle.unless(channel.gone, _until(self._stop))
                 self._doors.shut()
                 await lifecycle.unless(self._now, self._leave(it))

@@ -127,6 +127,7 @@ HASH = "sha256:" + sha256(b"mobile").hexdigest()
 FULL: dict[str, Any] = {
     "server": {
         "max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s", "lame_duck": "250ms",
+        "keepalive_idle": "90s",
         "workers": 2, "worker_timeout": "20s",
     },
     "defaults": {
@@ -318,6 +319,7 @@ def test_full_file() -> None:
     s = snapshot.settings
     assert (s.max_body, s.max_inflight, s.max_held, s.drain) == (2**20, 10, 2**21, 5)
     assert (s.log_format, s.log_level, s.lame_duck) == ("json", "debug", 0.25)
+    assert s.keepalive_idle == 90
     apps, local = snapshot.surfaces
     assert (apps.name, apps.auth, apps.models) == ("apps", "keys", "list")
     assert apps.base_paths == ("/api/v1", "/v1")
@@ -2377,6 +2379,22 @@ def test_bad_lame_duck(text: Any) -> None:
     assert list(problems) == ["server.lame_duck"]
     assert '"0s"' in problems["server.lame_duck"]
     assert '"none"' not in problems["server.lame_duck"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("620s", 620), ("1h10m", 4200), ("500ms", 0.5)])
+def test_keepalive_idle(text: str, seconds: float) -> None:
+    """How long a connection may be idle is a duration; unless set, longer than balancers keep theirs."""
+    assert read(f'[server]\nkeepalive_idle = "{text}"\n{ROUTES}').settings.keepalive_idle == seconds
+    assert read(ROUTES).settings.keepalive_idle == 620
+
+
+@pytest.mark.parametrize("text", ["none", "0s", "-1s", "620", "", 620, True, ["1s"]])
+def test_bad_keepalive_idle(text: Any) -> None:
+    """It is some time, and not for ever."""
+    problems = told(file_of({"server": {"keepalive_idle": text}, "routes": {"m": "openai/x"}}))
+    assert list(problems) == ["server.keepalive_idle"]
+    assert '"620s"' in problems["server.keepalive_idle"]
+    assert '"none"' not in problems["server.keepalive_idle"]
 
 
 def test_lame_duck_is_the_process_s() -> None:

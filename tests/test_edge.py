@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -917,7 +919,7 @@ async def test_steady_body(
     """A body may be as slow as it likes, as long as it goes on."""
     monkeypatch.setattr(edge, "BODY_IDLE_SECONDS", 0.3)
     monkeypatch.setattr(edge, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(edge, "KEEPALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(edge, "STRANGER_SECONDS", 0.3)
     async with await Client.connect(guarded.port) as client:
         body = chat()
         await client.send(GOOD[: -len(body)])
@@ -932,7 +934,7 @@ async def test_long_answer_outlives_every_timeout_of_ours(
     guarded: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the wait for an answer nor a stream is cut by what limits heads and idle connections."""
-    for name in ("BODY_IDLE_SECONDS", "HEAD_SECONDS", "KEEPALIVE_SECONDS", "LINGER_SECONDS"):
+    for name in ("BODY_IDLE_SECONDS", "HEAD_SECONDS", "STRANGER_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(edge, name, 0.1)
 
     async def step(conn: Conn, seen: Received) -> None:
@@ -947,18 +949,65 @@ async def test_long_answer_outlives_every_timeout_of_ours(
         assert got.body == event(b"{}") + DONE
 
 
-@pytest.mark.parametrize("sent", [b"", HEALTH], ids=["never used", "used"])
+STRANGE = request(chat(), headers=[(b"Authorization", b"Bearer sk-of-nobody-0123")])
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["keys", "no keys"])
+@pytest.mark.parametrize("idle", ["3s", "400ms"])
+async def test_kept_connection(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, keys: bool, idle: str
+) -> None:
+    """A connection is kept for `keepalive_idle` behind each answer; for less, where its client has never
+    shown that it may ask.
+    """
+    monkeypatch.setattr(edge, "STRANGER_SECONDS", 0.8)
+    text = f"""
+        [server]
+        keepalive_idle = "{idle}"
+        {"[keys]" if keys else ""}
+        {'team = "sk-team-0123456789"' if keys else ""}
+        [routes]
+        "*" = {{ base_url = "{upstream.url}" }}
+        """
+    async with serving(text) as proxy, AsyncExitStack() as stack:
+        kept: dict[str, float] = {}
+
+        async def keep(name: str, *requests: bytes) -> None:
+            client = await stack.enter_async_context(await Client.connect(proxy.port))
+            for sent in requests:
+                await client.send(sent)
+                await client.answer()
+            began = monotonic()
+            assert await client.closed(10) == b""
+            kept[name] = monotonic() - began
+
+        await asyncio.gather(
+            keep("never asked"),
+            keep("stranger", STRANGE, HEALTH),
+            keep("known", request(chat(), headers=[KEY])),
+            keep("known before", request(chat(), headers=[KEY]), STRANGE),
+        )
+        long, short = (3.0, 0.8) if idle == "3s" else (0.4, 0.4)
+        assert long <= kept["known"] < long + 2
+        assert long <= kept["known before"] < long + 2
+        assert short <= kept["never asked"] < short + 1.5
+        stranger = short if keys else long
+        assert stranger <= kept["stranger"] < stranger + 1.5
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", HEALTH, STRANGE], ids=["never used", "a probe", "without a key"]
+)
 async def test_idle_connection(
     guarded: Proxy, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """A connection on which nobody asks anything is closed after a while, without a word."""
-    monkeypatch.setattr(edge, "KEEPALIVE_SECONDS", 0.2)
+    """A connection on which nobody asks what may be asked is closed after a while, without a word."""
+    monkeypatch.setattr(edge, "STRANGER_SECONDS", 0.2)
     async with await Client.connect(guarded.port) as client:
         if sent:
             await client.send(sent)
-            assert (await client.answer()).status == 200
+            assert (await client.answer()).status in (200, 401)
         assert await client.closed(2) == b""
-    assert guarded.records() == []
 
 
 async def test_limits_are_in_force(guarded: Proxy) -> None:
@@ -972,7 +1021,7 @@ async def test_limits_are_in_force(guarded: Proxy) -> None:
         assert handler.max_line_size == edge.LINE_BYTES
         assert handler.max_field_size == edge.FIELD_BYTES
         assert handler.max_headers == edge.HEAD_FIELDS
-        assert handler.keepalive_timeout == edge.KEEPALIVE_SECONDS
+        assert handler.keepalive_timeout == edge.STRANGER_SECONDS
         assert next(iter(guarded.running._servers())).handler_cancellation
         assert not handler._logging_enabled
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from proxy import handover
+from proxy.descriptors import Descriptors
 from proxy.handover import ADDRESS_BYTES, Dealer, Recipient
 from proxy.listening import CannotListen
 from proxy.surfaces import Address
@@ -52,7 +53,7 @@ class There:
 
 @pytest.fixture
 async def dealer() -> AsyncIterator[Dealer]:
-    dealer = Dealer(asyncio.get_running_loop())
+    dealer = Dealer(asyncio.get_running_loop(), Descriptors(print))
     dealer.add(dealer.bind([HERE]))
     yield dealer
     dealer.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.descriptors import Descriptors
 from proxy.edge import Request, Server
 from proxy.errors import ProxyError
 from proxy.listening import CannotListen, Listener, listen
@@ -27,6 +28,7 @@ class Greeting:
 
     leaving = False
     onward = None
+    keepalive_idle = 60.0
 
     async def handle(self, request: Request) -> bool:
         assert request.transport is not None
@@ -36,11 +38,17 @@ class Greeting:
     def malformed(self, request: Request, error: ProxyError) -> None:
         raise error
 
+    refuse = malformed
+
+
+def greeting() -> Server:
+    return Server(Greeting(), Descriptors(print))
+
 
 @asynccontextmanager
 async def listening(address: Address) -> AsyncIterator[Listener]:
     """Listen on *address* until the end of the context."""
-    listener = await listen(Server(Greeting()), address)
+    listener = await listen(greeting(), address)
     try:
         yield listener
     finally:
@@ -212,7 +220,7 @@ async def test_somebody_else(waiting: int, tmp_path: Path) -> None:
         if waiting:
             caller.connect(str(path))
         with pytest.raises(CannotListen, match="in use"):
-            await listen(Server(Greeting()), Address(path=str(path)))
+            await listen(greeting(), Address(path=str(path)))
         assert path.is_socket()
 
 
@@ -231,7 +239,7 @@ async def test_two_at_once(tmp_path: Path) -> None:
     with (tmp_path / "s.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(CannotListen, match="in use"):
-            await listen(Server(Greeting()), Address(path=str(path)))
+            await listen(greeting(), Address(path=str(path)))
     async with listening(Address(path=str(path))):
         assert path.is_socket()
 

@@ -52,7 +52,7 @@ async def worker(
     told = Told(source)
     words.setblocking(False)
     told.channel = await Channel.open(words, told.answer)
-    seat = Seat(7, their_words.fileno(), their_doors.fileno())
+    seat = Seat(7, their_words.fileno(), their_doors.fileno(), 1024)
     command = ("-W", "error", *program, "serve", "-c", "nowhere.toml")
     with (tmp_path / "log").open("wb") as log, (tmp_path / "errors").open("wb") as errors:
         told.process = await asyncio.create_subprocess_exec(

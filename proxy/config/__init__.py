@@ -115,6 +115,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             max_held=file.server.max_held,
             drain=file.server.drain,
             lame_duck=file.server.lame_duck,
+            keepalive_idle=file.server.keepalive_idle,
             workers=file.server.workers,
             worker_timeout=file.server.worker_timeout,
             log_format=file.log.format,

@@ -45,14 +45,22 @@ class Live:
 
 
 class Refresher:
-    """Keeps all of *lives* fresh from `start` to `close`; *tell* is called from other threads. Commands
-    are *children* of this process.
+    """Keeps all of *lives* fresh from `start` to `close`; *tell* is called from other threads, and so is
+    *started*, with the number of each process that runs a command. Commands are *children* of this
+    process.
     """
 
-    def __init__(self, lives: Iterable[Live], tell: Tell, children: Children | None = None) -> None:
+    def __init__(
+        self,
+        lives: Iterable[Live],
+        tell: Tell,
+        children: Children | None = None,
+        started: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._lives = tuple(lives)
         self._tell = tell
         self._processes = children or Children()
+        self._started = started
         self._untried = {
             live for live in self._lives if live.read is None and not live.secret.known
         }
@@ -150,6 +158,7 @@ class Refresher:
                 reason = (getattr(error, "strerror", None) or type(error).__name__).lower()
                 raise Unset(f"the command {name} cannot be run: {reason}") from None
             self._children.add(child)
+        self._started(child.pid)
         try:
             with child:
                 try:

@@ -23,6 +23,7 @@ class Settings:
     max_held: int
     drain: float | None
     lame_duck: float
+    keepalive_idle: float
     workers: int | None
     worker_timeout: float | None
     log_format: str

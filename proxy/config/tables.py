@@ -13,6 +13,7 @@ from proxy.config import units
 
 Duration = Annotated[float | None, BeforeValidator(units.seconds)]
 Pause = Annotated[float, BeforeValidator(units.pause)]
+Span = Annotated[float, BeforeValidator(units.span)]
 Size = Annotated[int, BeforeValidator(units.size)]
 Workers = Annotated[int | None, BeforeValidator(units.workers)]
 SHORT: Final = "\0"
@@ -92,6 +93,7 @@ class ServerTable(SurfaceTable):
     max_held: Size = 2**30
     drain: Duration = 120.0
     lame_duck: Pause = 0.0
+    keepalive_idle: Span = 620.0
     workers: Workers = 1
     worker_timeout: Duration = 30.0
 

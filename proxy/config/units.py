@@ -25,6 +25,17 @@ def seconds(text: object) -> float | None:
     raise ValueError('must be a duration such as "30s", "250ms", "1m30s", or "none"')
 
 
+def span(text: object) -> float:
+    """Read a duration as seconds, but not `none`. Raises `ValueError` saying what is expected."""
+    try:
+        found = seconds(text)
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError('must be a duration such as "620s" or "5m"')
+    return found
+
+
 def pause(text: object) -> float:
     """Read a duration as seconds, `0s` among them. Raises `ValueError` saying what is expected."""
     if text in ("0s", "0ms"):
