@@ -34,7 +34,7 @@ class Told:
     async def answer(self, name: str, value: Any) -> Any:
         self.asked.append(name)
         if name == "source":
-            return {"content": self.source, "variables": {"TOKEN": "sk-variable"}}
+            return {"content": self.source, "variables": {"TOKEN": "sk-variable"}, "keyed": False}
         if name == "ready":
             self.ready.set()
         return None
@@ -206,11 +206,11 @@ async def test_reload(upstream: Upstream, tmp_path: Path) -> None:
     """It says what stands against another file, and serves on; one that is good it serves."""
     async with worker(SOURCE.format(upstream.url), tmp_path) as told:
         await told.ready.wait()
-        bad = {"content": "[routes]\nx = 'nowhere/y'", "variables": {}}
+        bad = {"content": "[routes]\nx = 'nowhere/y'", "variables": {}, "keyed": False}
         (problem,) = await told.channel.ask("reload", bad)
         assert problem.startswith("routes.x")
         good = SOURCE.format(upstream.url).partition("[routes]")[0] + '[routes]\na = "up/x"'
-        told_good = {"content": good, "variables": {"TOKEN": "x"}}
+        told_good = {"content": good, "variables": {"TOKEN": "x"}, "keyed": False}
         assert await told.channel.ask("reload", told_good) == []
         async with await hand(told) as client:
             await client.send(request(chat("b")))
