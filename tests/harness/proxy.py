@@ -166,7 +166,7 @@ async def process(
                     child.kill()
                     await child.wait()
         if check:
-            assert complaints(errors) == ""
+            assert complaints(errors) == "", complaints(errors)
             assert child.returncode == 0
 
 
