@@ -49,7 +49,7 @@ class Attempt:
     have been billed. *broken*: its answer broke off, by the upstream's doing. *reason* says where
     nothing could be reached, and why. *spared*: all that was streamed of it was an error. *model* is
     what was sent for one, *credential* where the credential comes from: both None where there is none
-    of ours.
+    of ours. *vendor_code* and *vendor_type* are what its vendor calls the error in it.
     """
 
     upstream: str
@@ -63,6 +63,8 @@ class Attempt:
     abandoned: bool | None = None
     broken: bool = False
     reason: str | None = None
+    vendor_code: str | None = None
+    vendor_type: str | None = None
     spared: bool = False
 
     @property
@@ -160,6 +162,8 @@ class Exchange:
                     "status": attempt.status,
                     "error": attempt.error,
                     "reason": attempt.reason,
+                    "vendor_code": attempt.vendor_code,
+                    "vendor_type": attempt.vendor_type,
                     "ms": _ms(attempt.started, attempt.ended or now),
                     "maybe_billed": attempt.maybe_billed,
                 }

@@ -34,7 +34,7 @@ from proxy.outbound import WEBSOCKET, Addressed, address, head, length
 from proxy.relay import is_good, is_plain, is_stream, outcome_of
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
 from proxy.routes import Group, Route, Target, Upstream
-from proxy.shapes import LOOKED_AT, Meaning, meaning, read
+from proxy.shapes import LOOKED_AT, Meaning, meaning, named, read, unpacked
 from proxy.sse import first_error, has_event, status_of
 from proxy.target import path_for, query_for
 from proxy.transport import Transport, least
@@ -495,10 +495,13 @@ class _Opening:
         """Return the status of an answer, or what stands for it where its body says more."""
         connection, asked = opened.connection, self._asked
         status, headers, route = connection.status, connection.headers, asked.route
-        if status in LOOKED_AT and not asked.passthrough:
-            body = await self._peek(connection, lambda _: False)
+        if 400 <= status < 500:
+            held = status in LOOKED_AT and not asked.passthrough
+            body = await self._peek(connection, lambda _: not held, PEEK_SECONDS if held else 0.0)
             coding = headers.first.get(b"content-encoding", b"")
-            return self._stands_for(status, read(status, body, coding))
+            attempt = opened.attempt
+            attempt.vendor_code, attempt.vendor_type = named(unpacked(body, coding))
+            return self._stands_for(status, read(status, body, coding)) if held else status
         if route is None or not route.peek or not is_good(status):
             return status
         if is_stream(headers) and is_plain(headers):
@@ -514,11 +517,16 @@ class _Opening:
             return status
         return _STANDS_FOR.get(meant, status)
 
-    async def _peek(self, connection: Connection, enough: Callable[[bytes], bool]) -> bytes:
+    async def _peek(
+        self,
+        connection: Connection,
+        enough: Callable[[bytes], bool],
+        seconds: float = PEEK_SECONDS,
+    ) -> bytes:
         """Return how the body of an answer begins; to wait for that is to wait for the upstream."""
         begun = self._clock()
         try:
-            return await connection.peek(enough, PEEK_BYTES, PEEK_SECONDS)
+            return await connection.peek(enough, PEEK_BYTES, seconds)
         finally:
             self._asked.exchange.waited += self._clock() - begun
 

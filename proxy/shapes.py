@@ -12,6 +12,7 @@ message begins.
 
 import re
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -282,6 +283,37 @@ def gathered(tree: Any) -> Said:
     told = Said()
     _gather(tree, told, DEPTH)
     return told
+
+
+def named(body: bytes) -> tuple[str | None, str | None]:
+    """Return the code and the type of the error in *body*, as its vendor writes them, for a log: only
+    what looks like a name, at most 120 characters of both, and never a message.
+    """
+    try:
+        tree = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, None
+    if isinstance(tree, list) and tree:
+        tree = tree[0]
+    if not isinstance(tree, dict):
+        return None, None
+    error = tree.get("error")
+    if not isinstance(error, dict):
+        error = tree
+    return _first_name(error, _CODE_OF), _first_name(error, _TYPE_OF)
+
+
+_CODE_OF = ("code", "error_code", "reason", "__type")
+_TYPE_OF = ("type", "error_type", "status")
+_NAME = re.compile(r"[A-Za-z0-9_.:#-]{1,60}")
+
+
+def _first_name(error: dict[str, Any], fields: Iterable[str]) -> str | None:
+    for name in fields:
+        value = error.get(name)
+        if isinstance(value, str | int) and _NAME.fullmatch(str(value)):
+            return str(value)
+    return None
 
 
 def _gather(tree: Any, told: Said, depth: int) -> None:

@@ -1,6 +1,7 @@
 """The record: one line for every request, with the same keys, which says what happened."""
 
 import asyncio
+import gzip
 import re
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,8 @@ KEYS = [
     "tokens_cached", "cost_usd", "finish_reason", "upstream_request_id", "client_ip", "error",
 ]  # fmt: skip
 ATTEMPT_KEYS = [
-    "upstream", "model", "credential", "phase", "status", "error", "reason", "ms", "maybe_billed",
+    "upstream", "model", "credential", "phase", "status", "error", "reason", "vendor_code",
+    "vendor_type", "ms", "maybe_billed",
 ]  # fmt: skip
 LATER = ["trace_id", "tokens_in", "tokens_out", "tokens_cached", "cost_usd", "finish_reason"]
 
@@ -95,6 +97,8 @@ async def test_ok(upstream: Upstream) -> None:
         "status": 201,
         "error": None,
         "reason": None,
+        "vendor_code": None,
+        "vendor_type": None,
         "maybe_billed": False,
     }
     varying = ["ts", "attempts", "first_byte_ms", "total_ms", "overhead_us", "request_id", *LATER]
@@ -510,3 +514,32 @@ async def test_bytes_that_are_put_in(upstream: Upstream) -> None:
     assert b'"model":"fast"' in got.body
     assert b"upstream_" in got.body  # our own last event
     assert record["bytes_out"] == len(got.body)
+
+
+ERROR = b'{"error":{"message":"canary %d","type":"invalid_request_error","code":"too_odd","param":null}}'
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 422, 429])
+@pytest.mark.parametrize("coding", ["plain", "gzip"])
+async def test_what_the_vendor_calls_it(upstream: Upstream, status: int, coding: str) -> None:
+    """Of a vendor's 4xx the log has code and type, also where it is passed on unread, and not its message."""
+    body, headers = ERROR % status, [JSON]
+    if coding == "gzip":
+        body, headers = gzip.compress(body), [JSON, (b"Content-Encoding", b"gzip")]
+    upstream.will(answer(status, body, headers))
+    async with serving(routes(upstream)) as proxy:
+        got = await call(proxy.port, chat("fast"), headers=KEY)
+        record = await proxy.record()
+        assert "canary" not in proxy.log.read_text()
+    assert (got.status, got.body) == (status, body)
+    told = [(one["vendor_code"], one["vendor_type"]) for one in record["attempts"]]
+    assert told == [("too_odd", "invalid_request_error")] * len(told)
+    assert told
+
+
+async def test_a_vendor_that_is_slow_to_say(upstream: Upstream) -> None:
+    """A 4xx whose body comes late is not waited for beyond what it was held for before."""
+    upstream.will(stream(ERROR % 404, status=404, headers=[JSON], end="hang"))
+    async with serving(routes(upstream)) as proxy, await Client.connect(proxy.port) as client:
+        await client.send(request(chat("fast"), headers=KEY))
+        await client.reader.readuntil(b"\r\n\r\n")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.shapes import BYTES, Meaning, read, said, unpacked
+from proxy.shapes import BYTES, Meaning, named, read, said, unpacked
 
 LONG = [
     (400, b'{"error":{"message":"x","type":"invalid_request_error","code":"context_length_exceeded"}}'),
@@ -180,3 +180,27 @@ _LEAVES = st.none() | st.integers(-9, 9) | st.text(max_size=5)
 def test_any_tree(tree: object) -> None:
     """Nor does any tree of JSON."""
     said(orjson.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "kind"),
+    [
+        (b'{"error":{"message":"m","type":"t_error","code":"c_d"}}', "c_d", "t_error"),
+        (b'{"type":"error","error":{"type":"overloaded_error","message":"m"}}', None, "overloaded_error"),
+        (b'[{"error":{"code":400,"status":"INVALID_ARGUMENT","message":"m"}}]', "400", "INVALID_ARGUMENT"),
+        (b'{"__type":"com.amazon#ValidationException","message":"m"}', "com.amazon#ValidationException", None),
+        (b'{"error":"a message","code":"x"}', "x", None),
+        (b'{"error":{"code":"a message, not a name","type":"a\\nb"}}', None, None),
+        (b'{"error":{"code":"' + b"x" * 61 + b'","type":{"a":1}}}', None, None),
+        (b'{"error":{"code":null,"type":1.5}}', None, None),
+        (b'{"error":{"code":"c","type":"t"', None, None),
+        (b"[]", None, None),
+        (b"[" * 5000, None, None),
+        (b"\xff", None, None),
+        (b"<html>no</html>", None, None),
+        (b"", None, None),
+    ],
+)  # fmt: skip
+def test_named(body: bytes, code: str | None, kind: str | None) -> None:
+    """An error's code and type are what stands where vendors put them, if it is a name; nothing else is."""
+    assert named(body) == (code, kind)
