@@ -19,6 +19,10 @@ def main() -> int:
     if where is None or not _is_ours(Path(where)):
         sys.stderr.write(f"trunkline: {_problem(where)}\n")
         return 1
+    if sys.argv[1:2] == ["serve"]:
+        from proxy.signals import be_patient
+
+        be_patient()  # what follows takes a while: a signal must not end us meanwhile
     from proxy.cli import main as run
 
     return run()

@@ -101,7 +101,7 @@ def bind(address: Address) -> Bound:
     """Bind a socket to *address*. Raises `CannotListen`."""
     try:
         if address.path:
-            sock, lock = _unix_socket(address.path)
+            sock, lock = _unix_socket(address)
             return Bound(address, sock, lock)
         sock = _tcp_socket(address)
         return Bound(Address(address.host, sock.getsockname()[1]), sock)
@@ -281,10 +281,29 @@ def _tcp_socket(address: Address) -> socket.socket:
     return sock
 
 
-def _unix_socket(path: str) -> tuple[socket.socket, IO[str]]:
-    """Bind a unix socket that only we may use: under a lock, since binding means to unlink first,
-    and the socket of a live server must not be taken from it.
+def share(address: Address) -> None:
+    """Let those connect to the unix socket at *address* who may, and nobody else. Raises `CannotListen`."""
+    try:
+        _share(address)
+    except OSError as error:
+        raise _cannot_listen(address, error) from None
+
+
+def _share(address: Address) -> None:
+    if address.gid is not None:
+        try:
+            os.chown(address.path, -1, address.gid)
+        except PermissionError:
+            message = "it may not be given to that group by this user"
+            raise PermissionError(errno.EPERM, message) from None
+    Path(address.path).chmod(address.mode)
+
+
+def _unix_socket(address: Address) -> tuple[socket.socket, IO[str]]:
+    """Bind a unix socket that only those may use who are meant to: under a lock, since binding means to
+    unlink first, and the socket of a live server must not be taken from it.
     """
+    path = address.path
     if len(os.fsencode(path)) > UNIX_BYTES:  # before a lock is left behind
         raise OSError(errno.ENAMETOOLONG, "AF_UNIX path too long")
     lock = Path(path + ".lock").open("w")  # noqa: SIM115 - held as long as we listen
@@ -304,6 +323,12 @@ def _unix_socket(path: str) -> tuple[socket.socket, IO[str]]:
             raise
         finally:
             os.umask(before)
+        try:
+            _share(address)
+        except BaseException:
+            sock.close()
+            Path(path).unlink()
+            raise
         sock.setblocking(False)
     except BlockingIOError:
         lock.close()

@@ -28,7 +28,7 @@ from proxy.errors import SHUTDOWN, ProxyError
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Frame
-from proxy.listening import CannotListen, Listener, context_of, listen
+from proxy.listening import CannotListen, Listener, context_of, listen, share
 from proxy.opening import Opener
 from proxy.relay import Relay
 from proxy.sandbox import Sandbox
@@ -133,6 +133,10 @@ class Running:
                     if self._listeners[address][0].secure != (tls is not None):
                         why = "TLS is turned on or off there, which takes a restart"
                         raise CannotListen(f"cannot listen on {address}: {why}")
+                    held = self._listeners[address][0].address
+                    if (address.mode, address.gid) != (held.mode, held.gid):
+                        share(address)
+                        self._listeners[address][0].address = address
                 else:
                     face = Face(frames[surface.name], snapshot.settings.keepalive_idle)
                     server = Server(face, self._descriptors)

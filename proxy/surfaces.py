@@ -34,11 +34,15 @@ _UNSAFE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a surface listens: *host* and *port*, or a unix socket at *path*."""
+    """Where a surface listens: *host* and *port*, or a unix socket at *path*, whose *mode* and group
+    (*gid*, None for the process's own) say who may connect.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    mode: int = field(default=0o600, compare=False)
+    gid: int | None = field(default=None, compare=False)
 
     @property
     def loopback(self) -> bool:

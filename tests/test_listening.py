@@ -2,21 +2,24 @@
 
 import asyncio
 import fcntl
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from grp import getgrgid
 from pathlib import Path
 
 import pytest
 
+from proxy.config import ConfigError, Snapshot, load
 from proxy.descriptors import Descriptors
 from proxy.edge import Request, Server
 from proxy.errors import ProxyError
 from proxy.listening import CannotListen, Listener, listen
 from proxy.surfaces import Address
 from tests.harness.client import Client, chat, request
-from tests.harness.proxy import serving
+from tests.harness.proxy import process, serving
 
 SANDBOX = '[routes]\n"*" = { upstream = "sandbox" }\n'
 HEALTH = request(path="/health", method="GET")
@@ -254,3 +257,73 @@ async def test_file_in_the_way(tmp_path: Path) -> None:
             pass
     assert path.read_text() == "precious"
     await back_to(before)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode", "gid"),
+    [
+        ('mode = "0660"', 0o660, None),
+        ('mode = "606"', 0o606, None),
+        ('group = "65534"', 0o600, 65534),
+        (f'mode = "0770"\ngroup = "{getgrgid(0).gr_name}"', 0o770, 0),
+    ],
+)
+async def test_shared_unix_socket(tmp_path: Path, keys: str, mode: int, gid: int | None) -> None:
+    """A unix socket is for those whom `mode` and `group` name, from its first moment on."""
+    if gid is not None and os.geteuid() != 0:
+        pytest.skip("only root may give a socket to any group")
+    path = tmp_path / "s"
+    toml = f'[server]\nlisten = "unix:{path}"\n{keys}\n{SANDBOX}'
+    async with serving(toml, listen=None):
+        found = path.stat()
+        assert stat.S_IMODE(found.st_mode) == mode
+        assert found.st_gid == (tmp_path.stat().st_gid if gid is None else gid)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_reload_shares(tmp_path: Path, workers: str) -> None:
+    """A reload that changes `mode` changes who may connect; one that does not leaves what somebody has set."""
+    path = tmp_path / "s"
+
+    def toml(keys: str) -> str:
+        return f'[server]\nlisten = "unix:{path}"\n{keys}\n{SANDBOX}'
+
+    async with process(toml(""), listen=None, further=("--workers", workers)) as proxy:
+        path.chmod(0o666)
+        await proxy.reload(toml("docs = false"))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        for mode in (0o660, 0o600):
+            assert (await proxy.reload(toml(f'mode = "{mode:o}"')))["event"] == "reloaded"
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'mode = "0400"',
+        'mode = "rw"',
+        'mode = "01777"',
+        'mode = ""',
+        'mode = "-600"',
+        'group = "no such group"',
+        'group = ""',
+        'group = "-1"',
+    ],
+)
+def test_bad_shares(tmp_path: Path, keys: str) -> None:
+    """What is no mode, and no group, is told by its key."""
+    with pytest.raises(ConfigError, match=f"server.{keys.split()[0]}: "):
+        load_text(tmp_path, f'[server]\nlisten = "unix:{tmp_path}/s"\n{keys}\n{SANDBOX}')
+
+
+def test_shares_of_no_unix_socket(tmp_path: Path) -> None:
+    """Where there is no unix socket, nothing says who may connect to it."""
+    with pytest.raises(ConfigError, match=r"server\.mode: is for a unix socket"):
+        load_text(tmp_path, f'[server]\nmode = "0660"\n{SANDBOX}')
+
+
+def load_text(directory: Path, toml: str) -> Snapshot:
+    file = directory / "routes.toml"
+    file.write_text(toml)
+    return load(file, {})

@@ -23,12 +23,13 @@ def caught(pid: int) -> set[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals are caught")
+@pytest.mark.parametrize("program", ["proxy", "trunkline"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_while_starting(tmp_path: Path, workers: str) -> None:
+async def test_while_starting(tmp_path: Path, program: str, workers: str) -> None:
     """SIGHUP and SIGUSR2 do not end a process that is starting; the file is read anew when it has started."""
     file, log, errors = tmp_path / "routes.toml", tmp_path / "log", tmp_path / "errors"
     file.write_text(GOOD)
-    python = [sys.executable, "-X", "dev", "-W", "error", "-m", "proxy"]
+    python = [sys.executable, "-X", "dev", "-W", "error", "-m", program]
     serve = ["serve", "-c", str(file), "--listen", "127.0.0.1:0", "--workers", workers]
     with log.open("wb") as out, errors.open("wb") as err:
         child = await asyncio.create_subprocess_exec(*python, *serve, stdout=out, stderr=err)

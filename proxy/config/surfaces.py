@@ -3,6 +3,8 @@
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from grp import getgrnam
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from proxy import dialects
@@ -22,6 +24,7 @@ from proxy.surfaces import (
     is_unsafe,
 )
 
+_MODE = re.compile(r"0?[67][0-7][0-7]")
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
 _ORIGIN = re.compile(
@@ -57,7 +60,7 @@ def surfaces_of(draft: Draft, unrouted: Iterable[str]) -> tuple[Surface, ...]:
 
 
 def _surface(draft: Draft, table: SurfaceTable, path: Path, known: Mapping[str, object]) -> Surface:
-    listen = tuple(_addresses(draft, table.listen, (*path, "listen")))
+    listen = _shared(draft, table, tuple(_addresses(draft, table.listen, (*path, "listen"))), path)
     exposed = not all(address.loopback for address in listen)
     auth = table.auth or _unsaid(draft, table, path)
     if auth == "none" and exposed and not table.open:
@@ -176,6 +179,29 @@ def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Addre
             yield address
         else:
             draft.problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
+
+
+def _shared(
+    draft: Draft, table: SurfaceTable, listen: tuple[Address, ...], path: Path
+) -> tuple[Address, ...]:
+    """Return *listen* with who may connect to the unix sockets among it."""
+    for name in ("mode", "group"):
+        if getattr(table, name) is not None and not any(address.path for address in listen):
+            draft.problem((*path, name), "is for a unix socket, and there is none in `listen`")
+    mode, gid = 0o600, None
+    if table.mode is not None:
+        if _MODE.fullmatch(table.mode) is None:
+            draft.problem((*path, "mode"), 'must be such as "0660": the owner reads and writes')
+        else:
+            mode = int(table.mode, 8)
+    if table.group is not None:
+        try:
+            gid = int(table.group) if table.group.isdecimal() else getgrnam(table.group).gr_gid
+        except (KeyError, ValueError):
+            draft.problem((*path, "group"), "is not a group of this machine, nor the number of one")
+    return tuple(
+        replace(address, mode=mode, gid=gid) if address.path else address for address in listen
+    )
 
 
 def address_of(text: str) -> Address | None:

@@ -66,6 +66,8 @@ class SurfaceTable(Table):
 
     name: str = "main"
     listen: Texts = ["127.0.0.1:8080"]
+    mode: str | None = None
+    group: str | None = None
     base_paths: list[str] | None = None
     auth: Literal["none", "keys", "passthrough"] | None = None
     accept: (
