@@ -150,6 +150,7 @@ class Connection(asyncio.Protocol):
         "reason",
         "status",
         "transport",
+        "upstream",
         "used",
     )
 
@@ -164,6 +165,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.born = self.idle_since = clock()
+        self.upstream = ""  # whose connection it is
         self.used = 0
         self.busy = False
         self.leaving = False  # its last words are still on their way

@@ -34,7 +34,7 @@ from proxy.exchange import Exchange
 from proxy.headers import find
 from proxy.heads import Head, Heads
 from proxy.outbox import Outbox, Outgoing
-from proxy.peers import has_left, has_said
+from proxy.peers import Watch, has_left, has_said, watch
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024
@@ -722,6 +722,21 @@ class Server(web.Server):
         self._answering = answering
         self._heads = Heads()
         self._outbox = Outbox(asyncio.get_running_loop())
+        self._watch: Watch | None = None
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self._watch is not None:
+            watch(transport, self._watch)
+
+    def watch(self, how: Watch | None) -> None:
+        """Watch so from now on whether clients are there, those who are connected already too."""
+        if how == self._watch:
+            return
+        self._watch = how
+        for handler in self.handlers:
+            if how is not None and handler.transport is not None:
+                watch(handler.transport, how)
 
     @property
     def handlers(self) -> list[Handler]:

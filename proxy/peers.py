@@ -12,7 +12,14 @@ import sys
 import termios
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
+_KEEP_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_KEEP_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
+_KEEP_COUNT = getattr(socket, "TCP_KEEPCNT", None)
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""Options of TCP, None where the machine has them not."""
+PROBES = 4
 _LEFT = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 """What `poll` says of a peer that sends no more; where it cannot, at least of one that is gone."""
 
@@ -87,6 +94,45 @@ def has_said(transport: asyncio.Transport) -> bool:
     except (OSError, AttributeError):
         return False
     return any(waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How soon a peer is taken for gone that is not heard of any more: after *seconds*. It is asked whether it
+    is there when six tenths of them have passed, then after each further tenth (RFC 1122 section 4.2.3.6).
+
+    What it does not acknowledge in that time ends the connection too (RFC 5482), but not before *write*
+    seconds, None for never: Linux counts a peer that is there, and takes nothing, by the same clock.
+    """
+
+    seconds: float
+    write: float | None
+
+    def options(self) -> list[tuple[int, int, int]]:
+        """Return the options of a socket: level, option and value."""
+        wait = 0 if self.write is None else max(self.seconds, self.write)
+        wanted = (
+            (_KEEP_IDLE, max(1, round(self.seconds * 0.6))),
+            (_KEEP_INTERVAL, max(1, round(self.seconds * 0.1))),
+            (_KEEP_COUNT, PROBES),
+            (_USER_TIMEOUT, min(round(wait * 1000), 2**31 - 1)),
+        )
+        keep = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return [keep, *((socket.IPPROTO_TCP, one, to) for one, to in wanted if one is not None)]
+
+
+def watch(transport: asyncio.BaseTransport, how: Watch) -> None:
+    """Have the kernel watch whether the peer of *transport* is there, if TCP is spoken with it."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError, ValueError):  # it has left already
+        own = socket.socket(sock.family, socket.SOCK_STREAM, 0, sock.fileno())
+        try:
+            for option in how.options():
+                own.setsockopt(*option)
+        finally:
+            own.detach()
 
 
 def linger(transport: asyncio.Transport) -> None:

@@ -30,6 +30,7 @@ from proxy.forward import Forward
 from proxy.frame import Frame
 from proxy.listening import CannotListen, Listener, context_of, listen, share
 from proxy.opening import Opener
+from proxy.peers import Watch
 from proxy.relay import Relay
 from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
@@ -158,6 +159,9 @@ class Running:
             else:
                 self._leave(address)
         self._listeners |= opened
+        clients, upstreams = _watches(snapshot)
+        for listener, _ in self._listeners.values():
+            listener.server.watch(clients)
         self.fits = self._descriptors.fitting(snapshot.settings.max_inflight)
         self.gate.max_inflight = min(snapshot.settings.max_inflight, self.fits)
         self.gate.max_held = snapshot.settings.max_held
@@ -165,6 +169,7 @@ class Running:
             self._refresher.close()
         self._refresher = refresher
         self._transport.renew()
+        self._transport.watch(upstreams)
         self._opener.scores.keep(
             target for route in snapshot.routes.routes for target in route.targets()
         )
@@ -318,6 +323,15 @@ class Running:
         await self._transport.close()
         if self._refresher is not None:
             self._refresher.close()
+
+
+def _watches(snapshot: Snapshot) -> tuple[Watch | None, dict[str, Watch]]:
+    """Return how it is watched whether clients are there, and whether upstreams are, by their names."""
+    seconds, writes = snapshot.settings.peer_timeout, snapshot.writes()
+    if seconds is None:
+        return None, {}
+    longest = None if None in writes.values() else max(filter(None, writes.values()), default=0.0)
+    return Watch(seconds, longest), {name: Watch(seconds, one) for name, one in writes.items()}
 
 
 async def _written(clients: list[asyncio.Transport]) -> None:

@@ -35,6 +35,7 @@ from proxy.errors import (
 from proxy.exchange import Attempt
 from proxy.outbound import proxy_authorization
 from proxy.outbox import Outbox
+from proxy.peers import Watch, watch
 from proxy.routes import Origin, Timeouts
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class Transport:
         self._contexts: dict[tuple[str | None, tuple[str, str] | None], ssl.SSLContext] = {}
         self._idle: dict[tuple[str, Origin], list[Connection]] = {}
         self._open: set[Connection] = set()
+        self._watches: Mapping[str, Watch] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(
@@ -100,6 +102,9 @@ class Transport:
         if connection is None:
             seconds = None if until == inf else until - self._clock()
             connection = await self._reach(origin, least(timeouts.connect, seconds))
+            connection.upstream = upstream
+            if upstream in self._watches:
+                watch(connection.transport, self._watches[upstream])
             self._open.add(connection)
         patience = least(timeouts.first_byte, patience)
         try:
@@ -139,6 +144,16 @@ class Transport:
     def renew(self) -> None:
         """Read certificates anew for connections to come: their files may have changed."""
         self._contexts.clear()
+
+    def watch(self, watches: Mapping[str, Watch]) -> None:
+        """Watch, by the names of upstreams, whether they are there: on connections that are open as on those to
+        come.
+        """
+        before, self._watches = self._watches, watches
+        for connection in self._open:
+            how = watches.get(connection.upstream)
+            if how is not None and how != before.get(connection.upstream):
+                watch(connection.transport, how)
 
     async def close(self) -> None:
         """Close every connection."""

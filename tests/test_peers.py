@@ -2,20 +2,27 @@
 
 import asyncio
 import os
+import re
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
+import orjson
 import pytest
 
+from proxy.config import load
 from proxy.edge import Handler
-from proxy.peers import Stall, has_left, linger, outstanding
-from tests.harness.client import Client, request
-from tests.harness.proxy import Proxy, serving
+from proxy.peers import Stall, Watch, has_left, linger, outstanding, watch
+from tests.harness.client import Client, chat, request
+from tests.harness.proxy import Proxy, process, serving
+from tests.harness.upstream import Upstream, answer
 from tests.test_transport import blackhole
 
 MUCH = b"x" * 20_000_000
@@ -243,3 +250,204 @@ def half_close(client: Client) -> None:
     """Say that no more comes, though the rest of what was written has not gone out."""
     with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as same:
         same.shutdown(socket.SHUT_WR)
+
+
+# Whether a peer is there
+
+IDLE, INTERVAL = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL
+BUILT_IN = {"keep": 1, "idle": 60, "interval": 10, "probes": 4, "unacknowledged": 100_000}
+
+
+def options(transport: asyncio.BaseTransport | None) -> dict[str, int]:
+    """Return what the kernel does to find out whether the peer of *transport* is there."""
+    assert transport is not None
+    sock = transport.get_extra_info("socket")
+    tcp = socket.IPPROTO_TCP
+    return {
+        "keep": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        "idle": sock.getsockopt(tcp, IDLE),
+        "interval": sock.getsockopt(tcp, INTERVAL),
+        "probes": sock.getsockopt(tcp, socket.TCP_KEEPCNT),
+        "unacknowledged": sock.getsockopt(tcp, socket.TCP_USER_TIMEOUT),
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "write", "expected"),
+    [
+        (100.0, 60.0, (60, 10, 100_000)),
+        (100.0, 100.5, (60, 10, 100_500)),
+        (100.0, 600.0, (60, 10, 600_000)),
+        (100.0, None, (60, 10, 0)),
+        (5.0, 0.25, (3, 1, 5_000)),
+        (36000.0, 366 * 86400.0, (21600, 3600, 2**31 - 1)),
+    ],
+)
+async def test_watch(seconds: float, write: float | None, expected: tuple[int, ...]) -> None:
+    """A peer is asked after six tenths of the time, and then each tenth; what it does not acknowledge may take
+    as long as it may take to take it, for ever where that may.
+    """
+    ours, theirs = pair("tcp")
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    with theirs:
+        watch(transport, Watch(seconds, write))
+        found = options(transport)
+        transport.abort()
+        await asyncio.sleep(0)
+        watch(transport, Watch(seconds, write))  # who has left is watched no more
+    assert (found["idle"], found["interval"], found["unacknowledged"]) == expected
+    assert (found["keep"], found["probes"]) == (1, 4)
+
+
+async def test_watch_of_what_is_no_tcp() -> None:
+    """A unix socket, whose peer the kernel knows anyway, is left alone."""
+    ours, theirs = pair("unix")
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    with theirs:
+        watch(transport, Watch(5.0, 5.0))
+        theirs.send(b"x")
+        assert not has_left(transport)
+        transport.abort()
+
+
+WRITES = """
+[server]
+{server}
+[upstreams.a]
+base_url = "{a}"
+[upstreams.b]
+base_url = "{b}"
+timeout = {{ write = "{write}" }}
+[routes]
+a = {{ upstream = "a" }}
+b = {{ upstream = "b" }}
+long = {{ upstream = "b", timeout = {{ write = "150s" }} }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("server", "write", "clients", "a", "b"),
+    [
+        ("", "60s", 150_000, 100_000, 150_000),
+        ("", "300s", 300_000, 100_000, 300_000),
+        ("", "none", 0, 100_000, 0),
+        ('peer_timeout = "200s"', "60s", 200_000, 200_000, 200_000),
+    ],
+)
+async def test_both_sides_are_watched(
+    server: str, write: str, clients: int, a: int, b: int
+) -> None:
+    """Clients and upstreams are watched; how long they may not acknowledge is as long as the longest `write`
+    that may hold on their connection.
+    """
+    async with Upstream() as up_a, Upstream() as up_b:
+        toml = WRITES.format(server=server, a=up_a.url, b=up_b.url, write=write)
+        async with serving(toml) as proxy, await Client.connect(proxy.port) as client:
+            for model in "ab":
+                await client.send(request(chat(model)))
+                assert (await client.answer()).status == 200
+            running = proxy.running
+            assert running is not None
+            [handler] = [one for server in running._servers() for one in server.handlers]
+            tenth = 20 if server else 10
+            wanted = {**BUILT_IN, "idle": 6 * tenth, "interval": tenth}
+            assert options(handler.transport) == {**wanted, "unacknowledged": clients}
+            upstreams = {one.upstream: options(one.transport) for one in running._transport._open}
+            assert upstreams == {
+                "a": {**wanted, "unacknowledged": a},
+                "b": {**wanted, "unacknowledged": b},
+            }
+
+
+async def test_a_reload_watches_anew(upstream: Upstream) -> None:
+    """What another file says holds on connections that are open, clients' as upstreams'; one that says `none`
+    leaves them alone.
+    """
+
+    def toml(line: str) -> str:
+        return f'[server]\n{line}\n[upstreams.a]\nbase_url = "{upstream.url}"\n[routes]\na = "a/m"'
+
+    async with serving(toml("")) as proxy, await Client.connect(proxy.port) as client:
+        running = proxy.running
+        assert running is not None
+        await client.send(request(chat("a")))
+        assert (await client.answer()).status == 200
+        [handler] = [one for server in running._servers() for one in server.handlers]
+        [connection] = running._transport._open
+        for line, idle in (("", 60), ('peer_timeout = "10s"', 6), ('peer_timeout = "none"', 6)):
+            proxy.write(toml(line))
+            await running.apply(load(proxy.file, {}, listen="127.0.0.1:0"))
+            assert options(handler.transport)["idle"] == idle
+            assert options(connection.transport)["idle"] == idle
+
+
+async def test_workers_watch_too(upstream: Upstream) -> None:
+    """What a worker is handed is watched like what a process accepts itself, with TLS as without."""
+    if not shutil.which("ss"):
+        pytest.skip("`ss` is not installed")
+    toml = f'[server]\nworkers = 2\n[upstreams.a]\nbase_url = "{upstream.url}"\n[routes]\na = "a/m"'
+    async with process(toml) as proxy, await Client.connect(proxy.port) as client:
+        await client.send(request(chat("a")))
+        assert (await client.answer()).status == 200
+        said = subprocess.run(
+            ["ss", "-Htno", "state", "established", f"( sport = :{proxy.port} )"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert re.search(r"timer:\(keepalive,(5[0-9]|60)", said), said
+
+
+def apart(*arguments: str) -> str:
+    """Run `tests.harness.vanish` in a network of its own, where nobody else is cut off; return what it says."""
+    command = ["unshare", "-rn", sys.executable, "-m", "tests.harness.vanish", *arguments]
+    try:
+        able = subprocess.run(
+            ["unshare", "-rn", "sh", "-c", "ip link set lo up && iptables -L -n"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("`unshare` is not installed")
+    if able.returncode:
+        pytest.skip("no network of one's own can be made here, or `iptables` is not installed")
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(250)
+@pytest.mark.parametrize(("seconds", "least", "most"), [("5s", 3, 9), ("100s", 60, 119)])
+def test_who_vanishes_is_known(seconds: str, least: float, most: float) -> None:
+    """A host that is cut off in the middle of a stream, and says no more, is known soon: an upstream's client is
+    told, a client's upstream is left; as it is built in, within two minutes.
+    """
+    found = orjson.loads(apart(seconds))
+    assert set(found) == {"client", "upstream"}
+    for outcome, after in found.values():
+        assert outcome in ("client_gone", "upstream_cut")
+        assert least < after < most, found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("write", ["none", "60s"])
+async def test_who_pauses_lives(upstream: Upstream, write: str) -> None:
+    """A client that is there and reads nothing is not taken for gone before its `write` says so, though that be
+    never.
+    """
+    upstream.will(answer(body=MUCH))
+    toml = f"""
+[server]
+peer_timeout = "5s"
+[upstreams.a]
+base_url = "{upstream.url}"
+[routes]
+a = {{ upstream = "a", timeout = {{ write = "{write}" }} }}
+"""
+    async with serving(toml) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, limit=2**16)
+        writer.write(request(chat("a")))
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(30 if write == "60s" else 90)
+        assert len(await reader.readexactly(len(MUCH))) == len(MUCH)
+        writer.close()
+        assert (await proxy.record())["outcome"] == "ok"

@@ -118,6 +118,7 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
             keepalive_idle=file.server.keepalive_idle,
             workers=file.server.workers,
             worker_timeout=file.server.worker_timeout,
+            peer_timeout=file.server.peer_timeout,
             log_format=file.log.format,
             log_level=file.log.level,
         ),

@@ -15,7 +15,8 @@ from proxy.surfaces import Surface
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What holds for the process. Sizes in bytes, times in seconds; no *workers* means one per core, and
-    a worker that says nothing for *worker_timeout* is ended.
+    a worker that says nothing for *worker_timeout* is ended. A peer that is not heard of for *peer_timeout* is
+    taken for gone.
     """
 
     max_body: int
@@ -26,6 +27,7 @@ class Settings:
     keepalive_idle: float
     workers: int | None
     worker_timeout: float | None
+    peer_timeout: float | None
     log_format: str
     log_level: str
 
@@ -63,6 +65,19 @@ class Snapshot:
         if all(surface.auth != "keys" for surface in self.surfaces):
             return 0
         return sum(not key.expired(now) for key in self.keys)
+
+    def writes(self) -> dict[str, float | None]:
+        """Return the longest `write` that may hold at each upstream, by its name, None for ever."""
+        found: dict[str, float | None] = {}
+        places = [(one, one.timeouts) for one in self.upstreams.values()]
+        for route in self.routes.routes:
+            places += [(target.upstream, target.timeouts) for target in route.targets()]
+        for upstream, timeouts in places:
+            write = found.get(upstream.name, 0.0)
+            if write is not None:
+                write = None if timeouts.write is None else max(write, timeouts.write)
+            found[upstream.name] = write
+        return found
 
 
 def takes_restart(begun: Snapshot, now: Snapshot) -> list[str]:

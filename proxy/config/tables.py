@@ -15,6 +15,7 @@ Duration = Annotated[float | None, BeforeValidator(units.seconds)]
 Pause = Annotated[float, BeforeValidator(units.pause)]
 Span = Annotated[float, BeforeValidator(units.span)]
 Size = Annotated[int, BeforeValidator(units.size)]
+PeerTimeout = Annotated[float | None, BeforeValidator(units.peer_timeout)]
 Workers = Annotated[int | None, BeforeValidator(units.workers)]
 SHORT: Final = "\0"
 
@@ -98,6 +99,7 @@ class ServerTable(SurfaceTable):
     keepalive_idle: Span = 620.0
     workers: Workers = 1
     worker_timeout: Duration = 30.0
+    peer_timeout: PeerTimeout = 100.0
 
 
 class DefaultsTable(Table):

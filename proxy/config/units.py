@@ -7,6 +7,8 @@ import re
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 MOST_WORKERS = 256
+_SHORTEST, _LONGEST = 5.0, 36000.0
+"""In seconds: what TCP keeps between two probes fits into 15 bits."""
 _YEAR = 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?)?B?")
 _BYTES = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -46,6 +48,16 @@ def pause(text: object) -> float:
         found = None
     if found is None:
         raise ValueError('must be a duration such as "5s", or "0s"')
+    return found
+
+
+def peer_timeout(text: object) -> float | None:
+    """Read a duration that TCP can keep, in seconds, `none` as None. Raises `ValueError` saying what is
+    expected.
+    """
+    found = seconds(text)
+    if found is not None and not _SHORTEST <= found <= _LONGEST:
+        raise ValueError('must be from "5s" to "10h", or "none"')
     return found
 
 
