@@ -1,6 +1,7 @@
 """What would happen to a request, said before it is sent: from the same tables the hot path uses."""
 
 from dataclasses import dataclass
+from math import inf
 from urllib.parse import unquote
 
 from proxy import dialects
@@ -10,6 +11,7 @@ from proxy.config.snapshot import TIMEOUT_NAMES
 from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect
 from proxy.errors import ProxyError
 from proxy.headers import Pair
+from proxy.hints import patience
 from proxy.outbound import address
 from proxy.routes import Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
@@ -169,12 +171,18 @@ def _routed(
         if len(group.targets) > 1 and surface.auth != "passthrough":
             stick = f", sticky by {group.sticky.decode()}" if group.sticky else ""
             lines.append(("policy", f"{group.policy} among {len(group.targets)}{stick}"))
+        for target in group.idle:
+            place = f"{target.upstream.name}/{route.model_sent(target, model)}"
+            lines.append(("idle", f"{place} gets nothing new: its weight is 0"))
         for target in group.targets:
             if target not in targets:
                 continue
             if len(targets) > 1:
                 lines.append(("place", f"{targets.index(target) + 1} of {len(targets)}"))
-            works = _placed(surface, route, target, model, dialect, suffix, query, lines) or works
+            placed = _placed(surface, route, target, model, dialect, suffix, query, lines)
+            if placed:
+                lines += _bounds(target, headers)
+            works = placed or works
     return works
 
 
@@ -198,12 +206,39 @@ def _placed(
         suffix = path_for(suffix, sent)
     elif dialect is REALTIME:
         method, query = "WebSocket", query_for(query, sent)
-    if not _sent(surface, target, dialect, method, suffix, query, lines):
-        return False
-    retry = target.retry
-    deadline = "none" if retry.deadline is None else f"{retry.deadline:g} s"
-    lines.append(("retry", f"{retry.attempts} attempts within {deadline}"))
-    return True
+    return _sent(surface, target, dialect, method, suffix, query, lines)
+
+
+def _bounds(target: Target, headers: tuple[Pair, ...]) -> Lines:
+    """Say what may follow when *target* fails, and what ends it, of all that bounds the wait for its answer:
+    what the SDK says among it, if *headers* have it.
+    """
+    retry, times = target.retry, target.timeouts
+    tries = "1 try" if retry.attempts == 1 else f"{retry.attempts} tries"
+    said = f"{tries} at a place, and no more in all that may be billed"
+    if not retry.next:
+        said += "; no other place"
+    elif retry.deadline is not None:
+        said += f"; nothing is begun after {retry.deadline:g} s"
+    if retry.also and retry.next:
+        said += f"; {', '.join(map(str, retry.also))} lead on too"
+    told = {name.lower(): value for name, value in headers}
+    bounds = [
+        ("first_byte", times.first_byte, "after it was sent"),
+        ("total", times.total, "after its head came in"),
+        *(
+            (name, patience(told.get(name.encode())), f"after its {part} came in")
+            for name, part in (
+                ("x-stainless-read-timeout", "body"),
+                ("x-stainless-timeout", "head"),
+            )
+        ),
+    ]
+    first = min((one for one in bounds if one[1]), key=lambda one: one[1] or inf, default=None)
+    wait = "nothing: the answer is waited for without end"
+    if first is not None:
+        wait = f"{first[0]}: the answer must have begun {first[1]:g} s {first[2]}"
+    return [("retry", said), ("cuts first", wait)]
 
 
 def _sent(

@@ -256,6 +256,51 @@ def test_check_of_chains(
     ]
 
 
+def test_check_of_places_that_are_never_asked(here: Path, verb: Verb) -> None:
+    """What stands in a chain and can never be asked is noted, with the reason; it hinders nobody."""
+    (here / "never.toml").write_text(
+        """
+[server]
+endpoints = ["chat/completions"]
+[upstreams.a]
+base_url = "http://a/v1"
+[upstreams.b]
+base_url = "http://b/v1"
+speaks = ["messages"]
+[routes]
+m = { upstream = "a", model = "x", fallback = ["b/y", "a/z", "a/x", "other"] }
+other = { targets = ["a/z", "a/w"], policy = "weighted" }
+alias = "m"
+fine = { targets = ["a/x", "a/y"], policy = "weighted", fallback = ["a/z"] }
+"""
+    )
+    done = verb("check", "never.toml")
+    assert done.status == 0
+    notes = [
+        line.split(": note: ")[1]
+        for line in done.out.splitlines()
+        if "never" in line.split(": ", 1)[1]
+    ]
+    assert notes == [
+        'routes.m: "b/y" can never be asked: no surface has an endpoint that it speaks',
+        'routes.m: "a/x" can never be asked: it stands further ahead already, and is asked once',
+        'routes.m: "a/z" can never be asked: it stands further ahead already, and is asked once',
+    ]
+    (here / "through.toml").write_text(
+        """
+[server]
+auth = "passthrough"
+[upstreams]
+a = { base_url = "http://a/v1", passthrough = true }
+b = { base_url = "http://b/v1", passthrough = true }
+[routes]
+m = { upstream = "a", fallback = ["b/y"] }
+"""
+    )
+    done = verb("check", "through.toml")
+    assert '"b/y" can never be asked: callers\' own credentials go to the first place' in done.out
+
+
 def test_check_of_bad_chains(here: Path, verb: Verb) -> None:
     """All that is wrong along a chain is told by its place, one line each."""
     (here / "chains.toml").write_text(
@@ -369,7 +414,11 @@ def test_explain(here: Path) -> None:
         ["timeout", "idle 7 s  (upstreams.corp.timeout)"],
         ["timeout", "write 60 s  (built in)"],
         ["timeout", "total 90 s  (routes.big.timeout)"],
-        ["retry", "3 attempts within 600 s"],
+        [
+            "retry",
+            "3 tries at a place, and no more in all that may be billed; nothing is begun after 600 s",
+        ],
+        ["cuts first", "first_byte: the answer must have begun 20 s after it was sent"],
     ]
 
 

@@ -128,7 +128,7 @@ FULL: dict[str, Any] = {
     "server": {
         "max_body": "1MiB", "max_inflight": 10, "max_held": 2**21, "drain": "5s", "lame_duck": "250ms",
         "keepalive_idle": "90s",
-        "workers": 2, "worker_timeout": "20s",
+        "workers": 2, "worker_timeout": "20s", "peer_timeout": "50s",
     },
     "defaults": {
         "timeout": {"connect": "1s", "first_byte": "20s", "idle": "1m30s", "write": "250ms", "total": "none"},

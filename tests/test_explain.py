@@ -6,6 +6,7 @@ import pytest
 
 from proxy.config import Snapshot, load
 from proxy.explain import Explanation, explain
+from proxy.headers import Pair
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream, answer
@@ -55,8 +56,13 @@ def read(factory: pytest.TempPathFactory, toml: str) -> Snapshot:
     return load(file, SECRETS)
 
 
-def asked(snapshot: Snapshot, model: str | None, path: str = "/v1/chat/completions") -> Explanation:
-    told = explain(snapshot, snapshot.surfaces[0], model, path)
+def asked(
+    snapshot: Snapshot,
+    model: str | None,
+    path: str = "/v1/chat/completions",
+    headers: tuple[Pair, ...] = (),
+) -> Explanation:
+    told = explain(snapshot, snapshot.surfaces[0], model, path, headers)
     assert all("CANARY" not in text for pair in told.lines for text in pair)
     assert "CANARY" not in str(told), "a secret is shown"
     return told
@@ -468,26 +474,82 @@ def test_every_place(chains: Snapshot, model: str) -> None:
     assert outline(told) == [
         "place: 1 of 5",
         "upstream model: big",
-        "retry: 2 attempts within none",
+        "retry: 2 tries at a place, and no more in all that may be billed",
         "policy: weighted among 2, sticky by x-session-id",
         "place: 2 of 5",
         "upstream model: llama",
         f"dormant: {dormant}",
         "place: 3 of 5",
         "upstream model: gpt",
-        "retry: 5 attempts within 50 s",
+        "retry: 5 tries at a place, and no more in all that may be billed; nothing is begun after 50 s",
         "place: 4 of 5",
         "upstream model: small",
-        "retry: 2 attempts within 50 s",
+        "retry: 2 tries at a place, and no more in all that may be billed; nothing is begun after 50 s",
         "place: 5 of 5",
         "upstream model: gpt",
-        "retry: 2 attempts within 50 s",
+        "retry: 2 tries at a place, and no more in all that may be billed; nothing is begun after 50 s",
     ]
     assert shown(told, "upstream") == ["corp", "groq", "openai", "chatty", "openai"]
     assert [url.split("/")[2] for url in shown(told, "url")] == [
         "llm.corp.example", "api.groq.com", "api.openai.com", "chat.example", "api.openai.com",
     ]  # fmt: skip
     assert len(shown(told, "timeout")) == 5 * 5
+
+
+BOUNDS = """
+[upstreams.a]
+base_url = "http://a/v1"
+timeout = { first_byte = "1800s" }
+[upstreams.b]
+base_url = "http://b/v1"
+retry = { attempts = 1, next = false }
+timeout = { first_byte = "none" }
+[upstreams.c]
+base_url = "http://c/v1"
+retry = { also = [404, 424], deadline = "none" }
+[routes]
+a = "a/m"
+b = "b/m"
+c = { upstream = "c", timeout = { total = "30s" } }
+w = { targets = ["a/m", { to = "b/old", weight = 0 }], policy = "weighted" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "headers", "retry", "cut"),
+    [
+        ("a", (), "3 tries at a place, and no more in all that may be billed; nothing is begun after 600 s",
+         "first_byte: the answer must have begun 1800 s after it was sent"),
+        ("a", ((b"X-Stainless-Read-Timeout", b"60"), (b"x-stainless-timeout", b"0")), "",
+         "x-stainless-read-timeout: the answer must have begun 59 s after its body came in"),
+        ("a", ((b"x-stainless-timeout", b"10"),), "",
+         "x-stainless-timeout: the answer must have begun 9.5 s after its head came in"),
+        ("b", (), "1 try at a place, and no more in all that may be billed; no other place",
+         "nothing: the answer is waited for without end"),
+        ("c", (), "3 tries at a place, and no more in all that may be billed; 404, 424 lead on too",
+         "total: the answer must have begun 30 s after its head came in"),
+    ],
+)  # fmt: skip
+def test_what_cuts_first(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: str,
+    headers: tuple[Pair, ...],
+    retry: str,
+    cut: str,
+) -> None:
+    """What ends the wait for an answer first is said, by name, and what may follow a failure: the deadline
+    cuts no attempt that runs.
+    """
+    told = asked(read(tmp_path_factory, BOUNDS), model, headers=headers)
+    assert shown(told, "cuts first") == [cut]
+    assert not retry or shown(told, "retry") == [retry]
+
+
+def test_who_gets_nothing_new(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A target of weight 0 is shown, and is no place."""
+    told = asked(read(tmp_path_factory, BOUNDS), "w")
+    assert shown(told, "idle") == ["b/old gets nothing new: its weight is 0"]
+    assert shown(told, "upstream") == ["a"]
 
 
 def test_places_that_are_skipped(chains: Snapshot) -> None:
@@ -497,7 +559,7 @@ def test_places_that_are_skipped(chains: Snapshot) -> None:
     assert "chatty does not speak embeddings" in shown(told, "skipped")
     assert "chatty" not in shown(told, "upstream")
     assert outline(told)[:3] == [
-        "place: 1 of 5", "upstream model: big", "retry: 2 attempts within none",
+        "place: 1 of 5", "upstream model: big", "retry: 2 tries at a place, and no more in all that may be billed",
     ]  # fmt: skip
     last = asked(chains, "m", "/v1/responses")
     assert last.works
@@ -541,7 +603,10 @@ def test_policy(chains: Snapshot, model: str, policy: list[str]) -> None:
 def test_one_place_has_no_number(chains: Snapshot) -> None:
     """Where there is one place only, it is not numbered."""
     told = asked(chains, "one")
-    assert outline(told) == ["upstream model: gpt", "retry: 5 attempts within 50 s"]
+    assert outline(told) == [
+        "upstream model: gpt",
+        "retry: 5 tries at a place, and no more in all that may be billed; nothing is begun after 50 s",
+    ]
 
 
 def test_names_along_a_chain(chains: Snapshot) -> None:

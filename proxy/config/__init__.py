@@ -20,6 +20,7 @@ from proxy.config.hooks import hooks_of
 from proxy.config.keys import keys_of
 from proxy.config.live import Live, Refresher
 from proxy.config.problems import ConfigError, Path, Problem, suggest
+from proxy.config.reach import never_asked
 from proxy.config.reading import Filler, Source, fetch, parse
 from proxy.config.routes import Routes, unrouted_of
 from proxy.config.snapshot import Settings, Snapshot, takes_restart
@@ -105,6 +106,9 @@ def _build(draft: Draft, name: str, content: bytes) -> Snapshot:
     unrouted = unrouted_of(draft, upstreams)
     surfaces = surfaces_of(draft, file.unrouted)
     advise(draft, table.routes, unrouted, surfaces)
+    for route in table.routes:
+        for message in never_asked(route, surfaces, hooked=bool(file.hooks)):
+            draft.note(("routes", route.name), message)
     return Snapshot(
         file=name,
         digest=sha256(content).hexdigest(),

@@ -1,0 +1,52 @@
+"""Places that a route names and nobody can ever be sent to: what `check` notes, and hinders nobody."""
+
+from collections.abc import Iterator, Sequence
+
+from proxy import dialects
+from proxy.dialects import GEMINI, Dialect
+from proxy.routes import Route, Target
+from proxy.surfaces import Surface
+
+
+def never_asked(route: Route, surfaces: Sequence[Surface], *, hooked: bool) -> Iterator[str]:
+    """Yield, for each place of *route* that can never be asked, which it is, and why. *hooked*: there are
+    hooks, whose requests of our own carry nobody's credential but ours.
+    """
+    if route.via:
+        return  # it is told of the route that is meant
+    lists = [route.groups] if route.switch is None else [*route.switch.to.values()]
+    served = _served(surfaces)
+    through = not hooked and all(surface.auth == "passthrough" for surface in surfaces)
+    for groups in lists:
+        seen: set[tuple[str, str | None]] = set()
+        first = groups[0].targets[0]
+        for group in groups:
+            places = [(target.upstream.name, target.model) for target in group.targets]
+            for target, place in zip(group.targets, places, strict=True):
+                why = None
+                if place in seen:
+                    why = "it stands further ahead already, and is asked once"
+                elif not any(target.upstream.speaks(dialect) for dialect in served):
+                    why = "no surface has an endpoint that it speaks"
+                elif target is not first and through:
+                    why = "callers' own credentials go to the first place only"
+                if why is not None:
+                    yield f"{_shown(target)} can never be asked: {why}"
+                if group.policy == "ordered":
+                    seen.add(place)
+            seen.update(places)
+
+
+def _served(surfaces: Sequence[Surface]) -> list[Dialect]:
+    """Return the dialects of all endpoints that carry a model and that a surface has."""
+    endpoints = dialects.ENDPOINTS.items()
+    found = [one for suffix, one in endpoints if any(each.serves(suffix) for each in surfaces)]
+    native = any(surface.endpoints is None or "gemini" in surface.endpoints for surface in surfaces)
+    return [*found, GEMINI] if native else found
+
+
+def _shown(target: Target) -> str:
+    """Return *target* as the file names places."""
+    return (
+        f'"{target.upstream.name}/{target.model}"' if target.model else f'"{target.upstream.name}"'
+    )
