@@ -3,13 +3,17 @@
 The body is never rebuilt: `find_model` says where the value of the top-level `model` stands in the
 original bytes, `splice` cuts there. Order, spacing, escapes, big numbers and fields nobody has
 heard of yet survive because nobody touches them. No object is built for what is skipped: msgspec
-checks the whole text in C and hands back the two members that matter.
+checks the whole text in C and hands back the two members that matter. Whoever reads it next may
+fold case, as most readers in Go do: names that only such a reader takes for these two are refused.
 """
 
 import re
+from codecs import utf_8_decode
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 import orjson
@@ -42,10 +46,10 @@ class BodyError(ValueError):
 class Found:
     """What routing needs of a body.
 
-    *model* is the asked-for name, None where the body has none. Another one goes between *start* and
-    *end*, with *before* and *after* around it: in the place of its value, or where it is to be
-    inserted. *stream* is whether the caller asked for one. In a *form* the value stands as it is, in
-    JSON as a string.
+    *model* is the asked-for name, None where the body has none, or says `null` or nothing. Another one
+    goes between *start* and *end*, with *before* and *after* around it: in the place of its value, or
+    where it is to be inserted. *stream* is whether the caller asked for one. In a *form* the value
+    stands as it is, in JSON as a string.
     """
 
     model: str | None
@@ -57,20 +61,61 @@ class Found:
     form: bool = False
 
 
-class _Head(msgspec.Struct):
-    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+Parsed = TypeVar("Parsed")
+_Members = dict[str, msgspec.Raw]
+"""The members that are asked for and there, by name; of two of the same name the last."""
 
 
-_HEAD = msgspec.json.Decoder(_Head)
+def meant(name: str) -> str | None:
+    """Return which of `model` and `stream` a reader that folds case takes *name* for, if one."""
+    folded = name.casefold()
+    return folded if folded in ("model", "stream") else None
+
+
+def in_lower_case(name: str) -> BodyError:
+    """Return the refusal of *name*, which is `meant` and is not it."""
+    said = meant(name)
+    return BodyError(f'"{name}" could be taken for "{said}"; write "{said}" in lower case', name)
+
+
+def _spellings() -> Iterator[str]:
+    """Yield every name that is `meant`: `ſ` folds to `s`, and two ligatures to `st`."""
+    for first, rest in (("", "model"), ("", "stream"), ("ﬅ", "ream"), ("ﬆ", "ream")):
+        for letters in product(*({"s": "sSſ"}.get(one, one + one.upper()) for one in rest)):
+            yield first + "".join(letters)
+
+
+_Nothing = Annotated[int, msgspec.Meta(ge=1, le=0)]
+"""What no value is: a member of this type fails as soon as it is there, before it is read."""
+_MEMBERS = {"model": msgspec.Raw, "stream": msgspec.Raw}
+_FOLDED = [name for name in _spellings() if name not in _MEMBERS]
+_typed: Any = TypedDict
+_Decoder = msgspec.json.Decoder[_Members]
+_PLAIN: _Decoder = msgspec.json.Decoder(_typed("_Plain", _MEMBERS, total=False))
+# A dictionary costs half of what a struct with so many fields does, but knows no names beyond ASCII.
+_ASCII = {name: _Nothing for name in _FOLDED if name.isascii()}
+_REQUEST: _Decoder = msgspec.json.Decoder(_typed("_Request", {**_MEMBERS, **_ASCII}, total=False))
+_RARE = [name for name in _FOLDED if not name.isascii()]
+_BEYOND = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_Beyond",
+        [(f"rare_{index}", _Nothing, 0) for index in range(len(_RARE))],
+        rename={f"rare_{index}": name for index, name in enumerate(_RARE)},
+    )
+)
 _NAME = msgspec.json.Decoder(str)
+_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 
 _OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
-_QUOTED = b'"model"'
+_QUOTED = {"model": b'"model"', "stream": b'"stream"'}
 # A quote behind a backslash stands inside a string; every other place `_locate` can tell.
-_MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+')
+_PLACES = {
+    name: re.compile(rb"(?<!\\)%b[ \t\r\n]*+:[ \t\r\n]*+" % quoted)
+    for name, quoted in _QUOTED.items()
+}
 # Possessive, so that no input makes it backtrack.
 _KEY = re.compile(rb'[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_REFUSED = re.compile(r"`\$\.(.+)`$")
 _NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
 # One step of a walk through nested values: a string, a bracket, or all that is neither.
 _STEP = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]|[^"\[\]{}]++', re.DOTALL)
@@ -78,29 +123,59 @@ _SCALAR = re.compile(rb"[^,}\]\s]++")
 # Escaped surrogates without a partner are legal JSON text (RFC 8259 section 8.2) and real clients
 # send them, when they cut an emoji in half; msgspec refuses them.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+# `ſ`, and the ligatures.
+_LIGATURE = re.compile(rb"\\u(?:017[fF]|[fF][bB]0[56])")
+# No other escape makes a letter of ours.
+_LETTER = re.compile(rb"\\u00[4-7]")
 _CANDIDATES = 4
 _WALK_BYTES = 4 * 1024 * 1024
+_TEXT_BYTES = 64 * 1024
+"""So much is decoded at a time: a whole body would be there twice."""
 
 
 def find_model(body: Body) -> Found:
     """Find the top-level `model` and `stream` of the JSON object *body*.
 
-    Raises `BodyError` if *body* is not a JSON object, if `model` is not a string, or if it stands
-    there twice: an upstream might obey the other one.
+    Raises `BodyError` if *body* is not a JSON object in UTF-8, if `model` is not a string, or if one
+    of the two stands there twice, in whatever case: an upstream might obey the other one.
     """
+    beyond = not body.isascii()
+    if beyond:
+        _check_text(body)
+    if (beyond and (b"\xc5\xbf" in body or b"\xef\xac" in body)) or (
+        b"\\u" in body and _LIGATURE.search(body)
+    ):
+        _parse(body, _BEYOND)
+    found = _find(body, _REQUEST)
+    found.model = found.model or None  # an empty one is none
+    return found
+
+
+def find_in_answer(body: Body) -> Found:
+    """Do what `find_model` does in an answer, which nobody takes for two things who asked for it."""
+    return _find(body, _PLAIN)
+
+
+def _find(body: Body, decoder: _Decoder) -> Found:
     # *text* differs from *body* only where a lone surrogate was masked, at the same length, so
     # that every offset found in one holds in the other.
-    text, head = _parse(body)
-    stream = head.stream is not msgspec.UNSET and bytes(head.stream) == b"true"
-    if head.model is msgspec.UNSET:
+    text, head = _parse(body, decoder)
+    # Escapes are rare, and this is found fast.
+    plain = b"\\" not in text or b"\\u" not in text or _LETTER.search(text) is None
+    streamed = head.get("stream")
+    if streamed is not None and not (plain and _lone(text, "stream") >= 0):
+        _locate(text, "stream", bytes(streamed), plain=plain)
+    stream = streamed is not None and bytes(streamed) == b"true"
+    literal = head.get("model")
+    if literal is None:
         opening = _OPEN.match(text)
         assert opening is not None  # msgspec has parsed it as an object
         at = opening.end()
         after = b"" if text[at : at + 1] == b"}" else b","
         return Found(None, at, at, stream, b'"model":', after)
-    start, end = _locate(text, bytes(head.model))
+    start, end = _locate(text, "model", bytes(literal), plain=plain)
     try:
-        model = _NAME.decode(body[start:end])
+        model = _TEXT.decode(body[start:end])
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BodyError("`model` must be a string", "model") from None
     return Found(model, start, end, stream)
@@ -116,56 +191,82 @@ def splice(body: Body, found: Found, model: str) -> list[Piece]:
     return [whole[: found.start], found.before + value + found.after, whole[found.end :]]
 
 
-def _parse(body: Body) -> tuple[Body, _Head]:
+def _check_text(body: Body) -> None:
+    """Refuse what is not UTF-8 (RFC 8259 section 8.1): readers differ in what they make of it."""
+    with memoryview(body) as view:
+        at = 0
+        while at < len(view):
+            with view[at : at + _TEXT_BYTES] as piece:
+                try:
+                    at += utf_8_decode(piece, "strict", at + len(piece) == len(view))[1]
+                except UnicodeDecodeError:
+                    break
+        whole = at == len(view)
+    if not whole:
+        raise BodyError("the body is not UTF-8 text")
+
+
+def _parse(body: Body, decoder: msgspec.json.Decoder[Parsed]) -> tuple[Body, Parsed]:
     try:
-        return body, _HEAD.decode(body)
-    except msgspec.ValidationError:
+        return body, decoder.decode(body)
+    except msgspec.ValidationError as error:
+        place = _REFUSED.search(str(error))
+        if place is not None:
+            raise in_lower_case(place[1]) from None
         raise BodyError("the body must be a JSON object") from None
     except RecursionError:
         raise BodyError("the body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        masked = _SURROGATE.sub(rb"\\u0041", body)
+        masked = _SURROGATE.sub(rb"\\u0030", body)
         if masked == body:
             reason = str(error).removeprefix("JSON is malformed: ")
             raise BodyError(f"the body is not valid JSON: {reason}") from None
-    return _parse(masked)
+    return _parse(masked, decoder)
 
 
-def _locate(text: Body, literal: bytes) -> tuple[int, int]:
-    """Return where the value *literal* of the top-level `model` stands in *text*.
+def _lone(text: Body, name: str) -> int:
+    """Return where *name* stands in quotes in *text*, -1 unless it does exactly once."""
+    only = text.find(_QUOTED[name])
+    return only if only < 0 or text.find(_QUOTED[name], only + 1) < 0 else -1
+
+
+def _locate(text: Body, name: str, literal: bytes, *, plain: bool) -> tuple[int, int]:
+    """Return where the value *literal* of the top-level *name* stands in *text*; *plain*: no letter of it
+    is written with an escape.
 
     `"model":` may stand anywhere, in messages and in tools; a place is the top level's own if the
     text before it closes to a valid object with one more member. That member, and the text after
     it, must then be free of another `model`.
     """
-    only = text.find(_QUOTED)
-    lone = only >= 0 and text.find(_QUOTED, only + 1) < 0
-    if lone and (b"\\" not in text or b"\\u" not in text):  # the first is found much faster
-        # No other escape makes a letter, so the only `"model"` there is must be the top level's own.
-        place = _MODEL.match(text, only)
+    if plain and (only := _lone(text, name)) >= 0:  # it must be the top level's own
+        place = _PLACES[name].match(text, only)
         if place is not None:
             return place.end(), place.end() + len(literal)
-    places = (m for m in _MODEL.finditer(text) if text.startswith(literal, m.end()))
+    places = (m for m in _PLACES[name].finditer(text) if text.startswith(literal, m.end()))
     first = list(islice(places, _CANDIDATES))
     for place in (*first, *deque(places, _CANDIDATES)):  # at either end is where people put it
         try:
-            before = _HEAD.decode(text[: place.start()] + b'"":0}')
+            before = _PLAIN.decode(text[: place.start()] + b'"":0}')
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         end = place.end() + len(literal)
         follow = _NEXT.match(text, end)
         if follow is None:  # `1` where `12` stands
             continue
-        after = _Head() if follow[1] == b"}" else _HEAD.decode(b"{" + text[follow.end() :])
-        if before.model is not msgspec.UNSET or after.model is not msgspec.UNSET:
-            raise BodyError("the body has two `model` fields", "model")
+        after = {} if follow[1] == b"}" else _PLAIN.decode(b"{" + text[follow.end() :])
+        if name in before or name in after:
+            raise _twice(name)
         return place.end(), end
     if len(text) > _WALK_BYTES:
-        raise BodyError("`model` cannot be told from its look-alikes; put it first", "model")
-    return _walk(text)
+        raise BodyError(f"`{name}` cannot be told from its look-alikes; put it first", name)
+    return _walk(text, name)
 
 
-def _walk(text: Body) -> tuple[int, int]:
+def _twice(name: str) -> BodyError:
+    return BodyError(f"the body has two `{name}` fields", name)
+
+
+def _walk(text: Body, name: str) -> tuple[int, int]:
     """Do what `_locate` does member by member, for a key written with escapes or a crowd of
     look-alikes: slower, but linear whatever stands there.
     """
@@ -177,9 +278,9 @@ def _walk(text: Body) -> tuple[int, int]:
         key = _KEY.match(text, position)
         assert key is not None
         end = _skip(text, key.end())
-        if _is_model(key[1]):
+        if _says(key[1], name):
             if found is not None:
-                raise BodyError("the body has two `model` fields", "model")
+                raise _twice(name)
             found = key.end(), end
         follow = _NEXT.match(text, end)
         assert follow is not None
@@ -189,9 +290,9 @@ def _walk(text: Body) -> tuple[int, int]:
         position = follow.end()
 
 
-def _is_model(literal: bytes) -> bool:
+def _says(literal: bytes, name: str) -> bool:
     try:
-        return _NAME.decode(literal) == "model"
+        return _NAME.decode(literal) == name
     except UnicodeDecodeError:
         return False
 

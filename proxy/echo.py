@@ -6,7 +6,7 @@ a plain answer, and in each event that has one.
 
 import re
 
-from proxy.body import BodyError, find_model, splice
+from proxy.body import BodyError, find_in_answer, splice
 from proxy.sse import TAIL, ends
 
 PLAIN_BYTES = 4 * 1024 * 1024
@@ -97,7 +97,7 @@ class Echo:
     def _named(self, text: bytes) -> bytes:
         """Return the JSON *text* with our name in it; as it is, where it is none or has none."""
         try:
-            found = find_model(text)
+            found = find_in_answer(text)
         except BodyError:
             return text
         if found.model is None:

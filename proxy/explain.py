@@ -15,7 +15,7 @@ from proxy.hints import patience
 from proxy.outbound import address
 from proxy.routes import Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
-from proxy.target import model_in_path, model_in_query, path_for, query_for
+from proxy.target import model_in_path, model_in_query, path_for, query_for, without_model
 
 Lines = list[tuple[str, str]]
 
@@ -40,6 +40,7 @@ def explain(
 
     Secrets are masked.
     """
+    model = model or None  # as in a request
     lines: Lines = [] if model is None else [("model", model)]
     lines.append(("surface", f"{surface.name}, auth {surface.auth}"))
     path, _, query = path.partition("?")
@@ -72,7 +73,8 @@ def _explain(
                 upstream = snapshot.unrouted.match(located.base, suffix)
                 if upstream is not None:
                     return _kept(surface, located, path, query, upstream, lines, "WebSocket")
-            model = model or "default"
+            if dialect.carries == "body" and query:
+                query = without_model(query, model)
             return _routed(snapshot, surface, model, dialect, suffix, query, headers, lines)
         except BodyError as error:
             lines.append(("model", f"400 invalid_model: {error.message}"))
@@ -133,21 +135,29 @@ def _kept(
 def _routed(
     snapshot: Snapshot,
     surface: Surface,
-    model: str,
+    model: str | None,
     dialect: Dialect,
     suffix: str,
     query: str,
     headers: tuple[Pair, ...],
     lines: Lines,
 ) -> bool:
-    """Say what happens to what carries a model."""
-    route = snapshot.routes.match(model)
-    if route is None or not surface.shows(model):
+    """Say what happens to what carries a model, or might."""
+    unnamed = snapshot.routes.unnamed()
+    route = unnamed if model is None else snapshot.routes.match(model)
+    if model is None and route is not None and not route.pattern.prefix:
+        model = route.name if surface.shows(route.name) else None
+        route = route if model else None
+    if model is None:
+        if not _led(surface, route, lines):
+            return False
+    elif route is None or not surface.shows(model):
         near = snapshot.routes.nearest(model, surface.shows)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         why = "is not visible on this surface" if route else "no route matches"
         lines.append(("route", f"404 model_not_found: {why}{hint}"))
         return False
+    assert route is not None
     lines += _route(snapshot, route, model)
     groups = route.groups
     if route.switch is not None:
@@ -186,11 +196,25 @@ def _routed(
     return works
 
 
+def _led(surface: Surface, route: Route | None, lines: Lines) -> bool:
+    """Return whether *route* leads on *surface* what names no model, and whom."""
+    if route is None:
+        lines.append(
+            ("route", "400 invalid_model: the request names none, and none is the default")
+        )
+        return False
+    if not surface.shows_anything():
+        lines.append(("route", "404 model_not_found: not every model is visible on this surface"))
+        return False
+    lines.append(("keys", "those without a `models` list, or with `*` in it"))
+    return True
+
+
 def _placed(
     surface: Surface,
     route: Route,
     target: Target,
-    model: str,
+    model: str | None,
     dialect: Dialect,
     suffix: str,
     query: str,
@@ -198,14 +222,15 @@ def _placed(
 ) -> bool:
     """Say what is sent to *target*, one of the places that *route* leads to."""
     sent, method = route.model_sent(target, model), "POST"
-    lines.append(("upstream model", sent))
+    lines.append(("upstream model", "none, as asked" if sent is None else sent))
     if not target.upstream.speaks(dialect):
         lines.append(("skipped", f"{target.upstream.name} does not speak {dialect.name}"))
         return False
-    if dialect is GEMINI:
+    if dialect is GEMINI and sent is not None:
         suffix = path_for(suffix, sent)
     elif dialect is REALTIME:
-        method, query = "WebSocket", query_for(query, sent)
+        method = "WebSocket"
+        query = query if sent is None else query_for(query, sent)
     return _sent(surface, target, dialect, method, suffix, query, lines)
 
 
@@ -288,10 +313,13 @@ def _sent(
     return variable is None
 
 
-def _route(snapshot: Snapshot, route: Route, model: str) -> Lines:
+def _route(snapshot: Snapshot, route: Route, model: str | None) -> Lines:
     kind = "longest prefix" if route.pattern.prefix else "exact name"
+    if model is None:
+        kind = "takes any name, and none"
     via = "".join(f" → {name}" for name in route.via)
-    others = [other.name for other in snapshot.routes.candidates(model) if other is not route]
+    candidates = [] if model is None else snapshot.routes.candidates(model)
+    others = [other.name for other in candidates if other is not route]
     lines = [("route", f'"{route.name}"{via}, {kind}')]
     if others:
         lines.append(("rejected", ", ".join(f'"{name}"' for name in others) + " (less exact)"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
-from proxy.body import Body, BodyError, Found
+from proxy.body import Body, BodyError, Found, in_lower_case, meant
 
 _TOKEN = rb"[!#$%&'*+.^_`{|}~0-9A-Za-z-]++"
 _TYPE = re.compile(rb"[ \t]*multipart/form-data(?=[\s;,]|\Z)", re.IGNORECASE)
@@ -60,11 +60,12 @@ def boundary_of(content_type: bytes) -> bytes | None:
 def find_model(body: Body, boundary: bytes) -> Found:
     """Find the parts `model` and `stream` of the form *body* with that *boundary*.
 
-    Raises `BodyError` if *body* is not a well-formed form, if two parts are called `model`, or if
-    that part is not a short plain text.
+    Raises `BodyError` if *body* is not a well-formed form, if two parts are called `model`, or `stream`,
+    in whatever case, or if the former is not a short plain text.
     """
     first = body.find(b"--" + boundary)
-    stream, found, heads = False, None, 0
+    stream: bool | None = None
+    found, heads = None, 0
     for begin, end in _parts(body, b"--" + boundary, first):
         headers, start = _head(body, begin, end)
         heads += start - begin
@@ -72,19 +73,21 @@ def find_model(body: Body, boundary: bytes) -> Found:
             raise BodyError("the form has too many headers")
         parameters = _disposition(headers.get(b"content-disposition", b""))
         if parameters[b"name"] == b"stream":
-            stream = stream or bytes(body[start : min(end, start + 8)]) in _TRUE
+            if stream is not None:
+                raise BodyError("the form has two `stream` parts", "stream")
+            stream = bytes(body[start : min(end, start + 8)]) in _TRUE
         if parameters[b"name"] == b"model":
             if found is not None:
                 raise BodyError("the form has two `model` parts", "model")
             _check_plain(headers, parameters)
-            found = Found(_text(body, start, end), start, end, stream=False, form=True)
+            found = Found(_text(body, start, end) or None, start, end, stream=False, form=True)
             if b"content-length" in headers:  # which would be another one, and need not be there
                 head = _LENGTH.sub(b"", body[begin:start])
                 found = replace(found, start=begin, before=head)
     if found is None:
         before = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' % boundary
         found = Found(None, first, first, stream=False, before=before, after=b"\r\n", form=True)
-    return replace(found, stream=stream)
+    return replace(found, stream=bool(stream))
 
 
 def _parts(body: Body, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
@@ -145,6 +148,9 @@ def _disposition(value: bytes) -> dict[bytes, bytes]:
     _, _, rest = value.partition(b'\\"')
     if (plain in (b"model", b"stream") and plain != name) or b"=?" in name or _AGAIN.search(rest):
         raise BodyError("a part of the form has an ambiguous name")
+    text = plain.decode("utf-8", "replace")
+    if meant(text) not in (None, text):
+        raise in_lower_case(text)
     return parameters
 
 

@@ -39,7 +39,7 @@ from proxy.outbound import CHUNKED, WEBSOCKET, keys_in, length, tokens_of, witho
 from proxy.relay import Downstream, Relay
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
-from proxy.target import model_in_path, model_in_query, names_no_model, streams
+from proxy.target import model_in_path, model_in_query, names_no_model, streams, without_model
 from proxy.tunnel import Caller, Tunnel
 
 LARGE_BYTES = 256 * 1024
@@ -73,6 +73,10 @@ class Inbound(Downstream, Caller, Protocol):
         """Return whether the client's connection may be used again after this answer."""
 
 
+_Matched = tuple[str | None, str | None, Upstream, Route]
+"""The model as it is shown, as it is sent first, where to, and by which route."""
+
+
 class Forward:
     """Carries exchanges to upstreams, for as long as one *snapshot* holds."""
 
@@ -89,9 +93,7 @@ class Forward:
         self._gate = gate
         self._relays = relays
         self._clock = clock
-        self._matched: Cache[tuple[str | None, str, str], tuple[str, str, Upstream, Route]] = Cache(
-            MATCHED_BYTES
-        )
+        self._matched: Cache[tuple[str | None, str, str], _Matched] = Cache(MATCHED_BYTES)
         self._whole: dict[Upstream, Target] = {}  # what carries no model goes to an upstream whole
 
     async def handle(self, exchange: Exchange, surface: Surface, inbound: Inbound) -> bool:
@@ -123,10 +125,9 @@ class Forward:
                 await asyncio.sleep(0)  # what others have written goes out before we take our time
             found = _find(exchange, body)
             exchange.stream = found.stream
-            exchange.echo = (found.model or "default") if surface.echo_model else None
-            route, groups = self._match(exchange, surface, found.model)
+            route, groups, name = self._match(exchange, surface, found.model)
+            exchange.echo = name if surface.echo_model else None
             passthrough = surface.auth == "passthrough"
-            name = "default" if found.model is None else found.model
             return await self._opener.open(
                 Asked(exchange, groups, passthrough, route, name, found, body, strip=surface.strip)
             )
@@ -205,8 +206,7 @@ class Forward:
         if found.model is None and names_no_model(exchange.query):
             message = "A session of this kind goes by path, and no upstream is named for it."
             raise ProxyError(NOT_FOUND, message)
-        route, groups = self._match(exchange, surface, found.model)
-        name = "default" if found.model is None else found.model
+        route, groups, name = self._match(exchange, surface, found.model)
         return Asked(
             exchange, groups, passthrough, route, name, found, upgrade=True, strip=surface.strip
         )
@@ -260,41 +260,36 @@ class Forward:
 
     def _match(
         self, exchange: Exchange, surface: Surface, asked: str | None
-    ) -> tuple[Route, tuple[Group, ...]]:
-        """Find the route of the model *asked* for, and where it leads; pin it to *exchange*."""
+    ) -> tuple[Route, tuple[Group, ...], str | None]:
+        """Find the route of the model *asked* for, where it leads, and as what: by `default` where none is
+        asked for, by no name where there is no such route. Pin it to *exchange*.
+        """
         dialect, key = exchange.dialect, exchange.key
         assert dialect is not None
         place = asked, surface.name, dialect.name
         matched = self._matched.get(place)
         if matched is not None and (key is None or key.models is None):
-            exchange.model, exchange.model_sent, exchange.upstream, exchange.route = matched
-            return exchange.route, exchange.route.groups
+            exchange.model, exchange.model_sent, exchange.upstream, route = matched
+            exchange.route = route
+            return route, route.groups, _name_of(route, asked)
         route, groups = self._find_route(exchange, surface, asked)
         model, sent, upstream = exchange.model, exchange.model_sent, exchange.upstream
-        assert model is not None and sent is not None and upstream is not None
+        assert upstream is not None
         short = asked is None or len(asked) <= MATCHED_CHARS
         if route.switch is None and short:
             size = getsizeof(asked) + getsizeof(model) + getsizeof(sent)
             self._matched.keep(place, (model, sent, upstream, route), size)
-        return route, groups
+        return route, groups, _name_of(route, asked)
 
     def _find_route(
         self, exchange: Exchange, surface: Surface, asked: str | None
     ) -> tuple[Route, tuple[Group, ...]]:
         """Do what `_match` does, for what was not matched before."""
-        key, routes = exchange.key, self._snapshot.routes
         if asked is None:
-            if routes.match("default") is None or not surface.shows("default"):
-                message = "The request names no model, and there is no default one."
-                raise ProxyError(INVALID_MODEL, message, param="model")
-            asked = "default"
-        shown = exchange.model = printable(asked)
-        route = routes.match(asked) if surface.shows(asked) else None
-        if route is None:
-            raise ProxyError(MODEL_NOT_FOUND, self._not_found(asked, surface, key), param="model")
-        if key is not None and not key.may_ask(asked):
-            message = f'The key "{key.name}" may not use the model "{shown}".'
-            raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
+            route = self._unnamed(exchange, surface)
+        else:
+            route = self._named(exchange, surface, asked)
+        shown, asked = exchange.model or route.name, _name_of(route, asked)
         exchange.route = route
         switch = route.switch
         groups = route.groups if switch is None else switch.choose(exchange.headers)
@@ -312,6 +307,35 @@ class Forward:
                 raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
         check_able(targets, dialect, shown, passthrough=surface.auth == "passthrough")
         return route, groups
+
+    def _named(self, exchange: Exchange, surface: Surface, asked: str) -> Route:
+        key = exchange.key
+        shown = exchange.model = printable(asked)
+        route = self._snapshot.routes.match(asked) if surface.shows(asked) else None
+        if route is None:
+            raise ProxyError(MODEL_NOT_FOUND, self._not_found(asked, surface, key), param="model")
+        if key is not None and not key.may_ask(asked):
+            message = f'The key "{key.name}" may not use the model "{shown}".'
+            raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
+        return route
+
+    def _unnamed(self, exchange: Exchange, surface: Surface) -> Route:
+        """Return the route of a request that names no model: where none need be named, if not `default`,
+        since nobody can look at which one the upstream takes.
+        """
+        key, route = exchange.key, self._snapshot.routes.unnamed()
+        if route is not None and not route.pattern.prefix and surface.shows(route.name):
+            return self._named(exchange, surface, route.name)
+        if route is None or not route.pattern.prefix:
+            message = "The request names no model, and there is no default one."
+            raise ProxyError(INVALID_MODEL, message, param="model")
+        if not surface.shows_anything():
+            message = "The request names no model, and not every model is here."
+            raise ProxyError(MODEL_NOT_FOUND, message, param="model")
+        if key is not None and not key.may_ask_anything():
+            message = f'The request names no model, and the key "{key.name}" may not use every one.'
+            raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
+        return route
 
     def _not_found(self, asked: str, surface: Surface, key: Key | None) -> str:
         def visible(name: str) -> bool:
@@ -397,6 +421,11 @@ def _may_use(exchange: Exchange, surface: Surface, upstream: Upstream | None) ->
     return upstream
 
 
+def _name_of(route: Route, asked: str | None) -> str | None:
+    """Return the model that is asked for where *route* leads: `default`, or none, where *asked* is none."""
+    return None if asked is None and route.pattern.prefix else asked or route.name
+
+
 def _find(exchange: Exchange, body: Body) -> Found:
     """Find the model where *exchange*'s dialect says it: in the body, the path, or the query."""
     dialect, suffix = exchange.dialect, exchange.suffix
@@ -407,6 +436,9 @@ def _find(exchange: Exchange, body: Body) -> Found:
         if dialect.carries == "query":
             return Found(model_in_query(exchange.query), 0, 0, stream=False)
         boundary = boundary_of(exchange.headers.first.get(b"content-type", b""))
-        return find_model(body) if boundary is None else find_in_form(body, boundary)
+        found = find_model(body) if boundary is None else find_in_form(body, boundary)
+        if exchange.query:
+            exchange.query = without_model(exchange.query, found.model)
+        return found
     except BodyError as error:
         raise error.told() from None

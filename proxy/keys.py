@@ -26,6 +26,10 @@ class Key:
         """Return whether this key may ask for *model*."""
         return self.models is None or any(pattern.matches(model) for pattern in self.models)
 
+    def may_ask_anything(self) -> bool:
+        """Return whether no model is kept from this key, so that it need not name one."""
+        return self.models is None or any(pattern.anything for pattern in self.models)
+
     def expired(self, now: datetime) -> bool:
         """Return whether the key's last day is over at *now*."""
         return self.expires is not None and now.astimezone(UTC).date() > self.expires

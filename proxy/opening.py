@@ -63,16 +63,16 @@ class Asked:
     """What is asked for in *exchange*, of whichever of *groups* will have it.
 
     *name* is the model asked for, as *found* in the request, and *route* says what each target
-    calls it; all None where no model is carried. *body* is held whole; an *upload* is passed on as
-    it comes, *framing* says how. With *upgrade* the answer may be a tunnel. *strip* names what of the
-    client's headers stays here, as the surface says.
+    calls it; all None where no model is carried, *name* also where the request names none. *body* is
+    held whole; an *upload* is passed on as it comes, *framing* says how. With *upgrade* the answer
+    may be a tunnel. *strip* names what of the client's headers stays here, as the surface says.
     """
 
     exchange: Exchange
     groups: tuple[Group, ...]
     passthrough: bool
     route: Route | None = None
-    name: str = ""
+    name: str | None = None
     found: Found | None = None
     body: Body = b""
     framing: bytes = b""
@@ -94,7 +94,7 @@ class Asked:
         content: Pieces = [self.body] if self.body else []
         if found is not None and self.route is not None:
             sent = exchange.model_sent = self.route.model_sent(target, self.name)
-            if found.model == sent:
+            if sent is None or found.model == sent:
                 pass  # not a byte changes
             elif dialect.carries == "path":
                 try:

@@ -24,5 +24,10 @@ class Pattern:
         narrow, wide = sorted((self, other), key=lambda one: (one.prefix, -len(one.literal)))
         return narrow if wide.matches(narrow.literal) else None
 
+    @property
+    def anything(self) -> bool:
+        """Return whether every string is meant: `*`."""
+        return self.prefix and not self.literal
+
     def __str__(self) -> str:
         return self.literal + "*" if self.prefix else self.literal

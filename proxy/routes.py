@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, overload
 
 from proxy.credentials import Credential
 from proxy.dialects import GEMINI, Dialect
@@ -250,8 +250,18 @@ class Route:
         for group in self.groups:
             yield from group.targets
 
-    def model_sent(self, target: Target, asked: str) -> str:
-        """Return what *target* is asked for when a client asks for *asked*."""
+    @overload
+    def model_sent(self, target: Target, asked: str) -> str: ...
+
+    @overload
+    def model_sent(self, target: Target, asked: None) -> None: ...
+
+    def model_sent(self, target: Target, asked: str | None) -> str | None:
+        """Return what *target* is asked for when a client asks for *asked*. Who names no model, and is not
+        led to `default`, leaves it to the upstream: nothing is put in.
+        """
+        if asked is None:
+            return None
         if target.model is None:
             own = target.upstream.name + "/"
             return asked[len(own) :] if self.pattern.literal.startswith(own) else asked
@@ -320,6 +330,10 @@ class RouteTable:
             else:
                 found.add(self.match(pattern.literal))
         return {route for route in found if route is not None}
+
+    def unnamed(self) -> Route | None:
+        """Return the route of a request that names no model: `default`, else what takes any name."""
+        return self._exact.get("default") or self._prefixed.get("")
 
     def candidates(self, model: str) -> list[Route]:
         """Return every route that fits *model*, the one `match` picks first."""

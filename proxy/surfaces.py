@@ -108,6 +108,10 @@ class Surface:
         """Return whether *model* may be seen and called here."""
         return self.routes is None or any(pattern.matches(model) for pattern in self.routes)
 
+    def shows_anything(self) -> bool:
+        """Return whether every model may be called here, so that none need be named."""
+        return self.routes is None or any(pattern.anything for pattern in self.routes)
+
     def locate(self, path: str) -> Located | None:
         """Return where *path* (raw, without query) stands here, None where it stands nowhere.
 

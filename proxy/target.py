@@ -1,12 +1,13 @@
 """Find the model in a request's target, and put another in its place: where no body carries it.
 
 Gemini's own paths name it (`models/gemini-2.5-pro:generateContent`), a WebSocket's query does
-(`?model=gpt-realtime`). All else of the target stays as it is written.
+(`?model=gpt-realtime`). All else of the target stays as it is written. A `model` in the query of
+what carries one in its body says the same, and goes, or the request is refused.
 """
 
 from urllib.parse import quote, unquote_to_bytes
 
-from proxy.body import BodyError
+from proxy.body import BodyError, in_lower_case, meant
 from proxy.dialects import native
 
 _SAFE = "/@:"
@@ -34,11 +35,32 @@ def path_for(path: str, model: str) -> str:
 
 
 def model_in_query(query: str) -> str | None:
-    """Return the model that *query* names, if it names one. Raises `BodyError` for two of them."""
-    found = [part for part in query.split("&") if _names_model(part)]
+    """Return the model that *query* names, if it names one. Raises `BodyError` for two of them, in
+    whatever case.
+    """
+    found = [part for part in query.split("&") if _may_name_model(part)]
     if len(found) > 1:
         raise BodyError("the query has two `model` parameters", "model")
-    return _decoded(found[0].partition("=")[2].replace("+", " ")) if found else None
+    if found and not _names_model(found[0]):
+        raise in_lower_case(_name(found[0]))
+    return (_value(found[0]) or None) if found else None
+
+
+def without_model(query: str, asked: str | None) -> str:
+    """Return *query* less each `model` that says what the body says, where *asked* stands: it has said it.
+
+    Raises `BodyError` for one, in whatever case, that says another: an upstream might obey it.
+    """
+    kept = []
+    for part in query.split("&"):
+        if _may_name_model(part):
+            if asked is None or _value(part) != asked:
+                raise BodyError("the query names another `model` than the body does", "model")
+        elif any(map(_may_name_model, part.split(";"))):  # which some readers take for an `&`
+            raise BodyError("the query names a `model` behind a semicolon", "model")
+        else:
+            kept.append(part)
+    return "&".join(kept)
 
 
 def names_no_model(query: str) -> bool:
@@ -60,6 +82,19 @@ def query_for(query: str, model: str) -> str:
 
 def _names_model(part: str) -> bool:
     return unquote_to_bytes(part.partition("=")[0]) == b"model"
+
+
+def _may_name_model(part: str) -> bool:
+    return meant(_name(part)) == "model"
+
+
+def _name(part: str) -> str:
+    name = part.partition("=")[0].replace("+", " ")
+    return unquote_to_bytes(name.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
+
+
+def _value(part: str) -> str:
+    return _decoded(part.partition("=")[2].replace("+", " "))
 
 
 def _decoded(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -46,7 +47,8 @@ STRINGS = st.lists(PLAIN | ESCAPES | LOOKALIKES, max_size=4).map(
     lambda parts: f'"{"".join(parts)}"'
 )
 SCALARS = NUMBERS | STRINGS | st.sampled_from(["true", "false", "null"])
-NAMES = STRINGS | st.sampled_from(['"messages"', '"stream"', '"Model"', '"model "', '"mode"'])
+INNER = STRINGS | st.sampled_from(['"messages"', '"stream"', '"Model"', '"model "', '"mode"'])
+NAMES = INNER.filter(lambda name: json.loads(name).casefold() not in ("model", "stream"))
 
 
 def _members(pairs: list[tuple[str, str]], spaces: list[str]) -> str:
@@ -66,13 +68,13 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: (
         st.builds(lambda items, s: f"[{s}{f'{s},{s}'.join(items)}{s}]", st.lists(inner), SPACE)
-        | _objects(NAMES | st.just('"model"'), inner)  # look-alikes below the top level
+        | _objects(INNER | st.just('"model"'), inner)  # look-alikes below the top level
     ),
     max_leaves=8,
 )
-OTHERS = st.tuples(NAMES.filter(lambda name: json.loads(name) != "model"), VALUES)
+OTHERS = st.tuples(NAMES, VALUES)
 MODEL_KEYS = st.sampled_from(['"model"', r'"mod\u0065l"', r'"\u006Dodel"', r'"\u006d\u006fdel"'])
-MODELS = st.text(st.characters(codec="utf-8"), max_size=12)
+MODELS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
 @st.composite
@@ -154,7 +156,7 @@ def test_any_bytes(body: bytes) -> None:
         return
     parsed = json.loads(body.decode("utf-8", "replace"))
     assert isinstance(parsed, dict)
-    assert parsed.get("model") == found.model
+    assert (parsed.get("model") or None) == found.model
 
 
 @pytest.mark.parametrize(
@@ -180,9 +182,13 @@ def test_any_bytes(body: bytes) -> None:
         (rb'{"model":"a\u0000b"}', "a\0b", rb'"a\u0000b"'),
         ('{"model":"\u202eabc"}'.encode(), "\u202eabc", '"\u202eabc"'.encode()),
         (rb'{"model":"\ud83d\ude00","a":"\ud83d"}', "\U0001f600", rb'"\ud83d\ude00"'),
-        (b'{"model":""}', "", b'""'),
+        (b'{"model":""}', None, b'""'),
+        (b'{"model":null}', None, b"null"),
+        (b'{"a":null,"model" : null}', None, b"null"),
+        (rb'{"mod\u0065l":null,"a":{"model":null}}', None, b"null"),
+        (b'{"model":" "}', " ", b'" "'),
         (b'{"model":"' + b"x" * 2**20 + b'"}', "x" * 2**20, b'"' + b"x" * 2**20 + b'"'),
-        (b'{"Model":"x","MODEL":"y","model ":"z","model":"m"}', "m", b'"m"'),
+        (b'{"a":{"Model":"x","MODEL":"y"},"model ":"z","model":"m"}', "m", b'"m"'),
         (b'{"a":1e999,"b":-0,"c":12345678901234567890123,"model":"m"}', "m", b'"m"'),
         (b'{"a":1,"a":2,"a":3,"model":"m"}', "m", b'"m"'),
     ],
@@ -209,7 +215,7 @@ def test_insertion(body: bytes, after: bytes) -> None:
     assert spliced(body, "new") == after
 
 
-@pytest.mark.parametrize("value", [b"null", b"1", b"1.5", b"true", b"[]", b"{}", b'["m"]'])
+@pytest.mark.parametrize("value", [b"1", b"1.5", b"true", b"[]", b"{}", b'["m"]'])
 @pytest.mark.parametrize("key", [b'"model"', rb'"mod\u0065l"'])
 def test_model_is_not_a_string(key: bytes, value: bytes) -> None:
     """A model that is anything but a string is refused, and the error names the field."""
@@ -253,16 +259,134 @@ def test_model_is_not_utf8(body: bytes) -> None:
         find_model(body)
 
 
-@pytest.mark.parametrize("body", [b'{"a":"\xff","model":"m"}', b'{"\xff":1,"mod\\u0065l":"m"}'])
+UTF8 = [
+    b'{"a":"\xff","model":"m"}',
+    b'{"\xff":1,"mod\\u0065l":"m"}',
+    b'{"model":"m","mod\xffel":"forbidden"}',
+    b'{"model":"m","a":"\xc3"}',
+    b'{"model":"m","a":"\xc0\x80"}',
+    b'{"model":"m","a":"\xed\xa0\x80"}',
+    b'{"model":"m","a":"\xf4\x90\x80\x80"}',
+    b'{"model":"m","a":"' + b"x" * 200_000 + b'\xff"}',
+    b'{"model":"m","a":"\xff' + "日".encode() * 200_000 + b'"}',
+    b'{"model":"m","a":"' + "日".encode() * 21_839 + b'\xe6\x97"}',
+]
+
+
+@pytest.mark.parametrize("body", UTF8)
 def test_invalid_utf8_elsewhere(body: bytes) -> None:
-    """Bytes that are not UTF-8 are refused or left as they are: they never hide the model."""
+    """A body that is not UTF-8 is refused, wherever that is: readers differ in what they make of it."""
+    with pytest.raises(BodyError) as refused:
+        find_model(body)
+    assert (refused.value.field, "UTF-8" in refused.value.message) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["é", "日", "😀", "日" * 21_839, "x" * 65_520 + "日" * 9, "é" * 200_001]
+)
+def test_valid_utf8(text: str) -> None:
+    """Text of any script and length passes, wherever the pieces end in which it is looked at."""
+    for shift in range(4):
+        body = f'{{"a":"{"x" * shift}{text}","model":"m"}}'.encode()
+        assert find_model(body).model == "m"
+
+
+def test_utf8_is_checked_in_pieces() -> None:
+    """An 11 MB body is not there a second time while it is looked at."""
+    body = '{{"a":"{}","model":"m"}}'.format("é" * 5_500_000).encode()
+    tracemalloc.start()
     try:
-        found = find_model(body)
-    except BodyError as error:
-        assert error.field == ""
-        return
-    assert spliced(body, "new") == body[: found.start] + b'"new"' + body[found.end :]
-    assert body[found.start : found.end] == b'"m"'
+        scanner.find_model(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+FOLDED = [
+    "Model", "MODEL", "modeL", "mODEl", "Stream", "STREAM", "ſtream", "ſTREAM", "ﬅream", "ﬆREAM",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize(
+    "value", ['"forbidden"', "1", "0", "-7", "true", "null", "1.0", "[{}]", "{}"]
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_folded_names(name: str, value: str, escaped: bool) -> None:
+    """A name that only a reader who folds case takes for `model` or `stream` is refused, alone or beside
+    the real one, and the refusal says how to write it; deeper down it is nobody's business.
+    """
+    written = "".join(f"\\u{ord(one):04x}" for one in name) if escaped else name
+    wanted = name.casefold()
+    for text in (
+        f'{{"{written}":{value}}}',
+        f'{{"model":"m","{written}":{value},"messages":[]}}',
+        f'{{"messages":[],"{written}" : {value},"model":"m","stream":true}}',
+    ):
+        with pytest.raises(BodyError) as refused:
+            find_model(text.encode())
+        assert refused.value.field == name
+        assert f'write "{wanted}" in lower case' in refused.value.message
+        assert refused.value.told().kind.code == "invalid_model"
+    inside = f'{{"tools":[{{"{written}":{value}}}],"a":{{"{written}":{value}}},"model":"m"}}'
+    assert find_model(inside.encode()).model == "m"
+
+
+def test_every_folded_name() -> None:
+    """There is no character that folds to a letter of ours but those that are known, so no name either."""
+    for name in ("model", "stream"):
+        parts = {name[at:end] for at in range(len(name)) for end in range(at + 1, len(name) + 1)}
+        known = {one for one in map(chr, range(0x110000)) if one.casefold() in parts}
+        names = {""}
+        for _ in name:
+            names |= {
+                one + more
+                for one in names
+                for more in known
+                if name.startswith((one + more).casefold())
+            }
+        spelled = {one for one in names if one.casefold() == name}
+        assert spelled == {one for one in scanner._spellings() if one.casefold() == name}
+    assert len(scanner._FOLDED) == 158
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"stream":false,"model":"m","stream":true}',
+        '{"stream":true,"stream":true}',
+        '{"stream":{"stream":1},"model":"m","stream":true}',
+        r'{"str\u0065am":false,"model":"m","stream":true}',
+        r'{"stream":true,"model":"m","a":{"stream":1},"str\u0065am":false}',
+        r'{"str\u0065am":true,"model":"m","\u0073tream":true}',
+        '{"model":null,"model":null}',
+        '{"model":null,"model":"m"}',
+        '{"model":"m","model":""}',
+    ],
+)
+def test_said_twice(text: str) -> None:
+    """What is said twice may be read as either: it is refused by its name."""
+    with pytest.raises(BodyError) as refused:
+        find_model(text.encode())
+    assert refused.value.field == ("stream" if "stream" in text or "str" in text else "model")
+    assert "two" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":{"stream":false},"model":"m","stream":true}',
+        '{"stream":true,"model":"m","tools":[{"stream":1},{"stream":2}]}',
+        r'{"stream":true,"model":"m","a":"\u00e9 \"stream\": \u0061"}',
+        r'{"str\u0065am":true,"model":"m","a":{"stream":false}}',
+        r'{"a":"\ud800","stream":true,"model":"m","stre\ud800m":1}',
+    ],
+)
+def test_said_once(text: str) -> None:
+    """What is said once at the top counts, whatever stands deeper down."""
+    found = find_model(text.encode())
+    assert (found.model, found.stream) == ("m", True)
 
 
 @pytest.mark.parametrize("depth", [200_000, 10**6])

@@ -285,6 +285,35 @@ def test_any_path(vendors: Snapshot, model: str | None, path: str, url: str) -> 
     assert shown(asked(vendors, model, path), "url") == [url]
 
 
+@pytest.mark.parametrize("model", [None, ""])
+def test_no_model(tmp_path_factory: pytest.TempPathFactory, model: str | None) -> None:
+    """A request that names no model is explained as it is served: by `default`, else by what takes any
+    name and with none put in, else not at all.
+    """
+    up = '"*" = { base_url = "https://up.example/v1", model = "x" }\n'
+    default = 'default = "openai/gpt-4o"\n'
+    path = "/v1/chat/completions"
+    told = asked(read(tmp_path_factory, f"[routes]\n{up}{default}"), model, path)
+    assert shown(told, "upstream model") == ["gpt-4o"]
+    told = asked(read(tmp_path_factory, f"[routes]\n{up}"), model, path)
+    assert (shown(told, "upstream model"), told.works) == (["none, as asked"], True)
+    assert shown(told, "keys")
+    for server, code in (('routes = ["m"]', "404"), ("", "400")):
+        lines = f"[server]\n{server}\n[routes]\n" + (up if code == "404" else "m = 'sandbox/echo'")
+        told = asked(read(tmp_path_factory, lines), model, path)
+        assert not told.works
+        assert shown(told, "route")[0].startswith(code)
+
+
+def test_model_in_the_query(vendors: Snapshot) -> None:
+    """A model that the query says again is left out of the URL; another one is refused."""
+    told = asked(vendors, "gpt-4o", "/v1/chat/completions?a=b&model=gpt-4o")
+    assert shown(told, "url") == ["POST https://api.openai.com/v1/chat/completions?a=b"]
+    told = asked(vendors, "gpt-4o", "/v1/chat/completions?model=o1")
+    assert not told.works
+    assert shown(told, "model")[-1].startswith("400 invalid_model")
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt-4o", "/v1beta/models", "/models"])
 def test_own_list(vendors: Snapshot, path: str) -> None:
     """The list of models is answered here."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -397,6 +398,75 @@ async def test_missing_model_without_default(lines: str) -> None:
         assert got.status == 400
         assert got.code == "invalid_model"
         assert got.json()["error"]["param"] == "model"
+
+
+SILENT = [
+    b'{"messages":[]}',
+    b'{"model":null,"messages":[]}',
+    b'{"messages":[],"model" : ""}',
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("body", SILENT)
+@pytest.mark.parametrize("more", ["", '\ndef = "sandbox/echo"', '\n"def*" = "sandbox/echo"'])
+async def test_missing_model_stays_missing(upstream: Scripted, body: bytes, more: str) -> None:
+    """Without a route `default`, a request that names no model goes where any name goes, as it came: no
+    model is put in, and none is in the log.
+    """
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}", model = "*" }}{more}'
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, body)).status == 200
+        assert (await call(proxy.port, body)).status == 200
+        record = await proxy.record(2)
+        assert (record["model"], record["upstream_model"], record["route"]) == (None, None, "*")
+    assert [received.body for received in upstream.requests] == [body, body]
+
+
+@pytest.mark.parametrize("body", SILENT)
+async def test_no_model_in_other_words(upstream: Scripted, body: bytes) -> None:
+    """`null` and an empty text are no model: `default` is meant, and stands in their place."""
+    toml = f'[routes]\ndefault = {{ base_url = "{upstream.url}", model = "real" }}\n"*" = "sandbox/echo"'
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, body)).status == 200
+        assert (await proxy.record())["model"] == "default"
+    sent = orjson.loads(upstream.requests[0].body)
+    assert sent == {**orjson.loads(body), "model": "real"}
+    assert upstream.requests[0].body.count(b'"model"') == 1
+
+
+KEYS = """
+[keys]
+whole = "sk-whole-0123456789"
+any = { secret = "sk-any-0123456789", models = ["m", "*"] }
+some = { secret = "sk-some-0123456789", models = ["m", "default"] }
+"""
+
+
+@pytest.mark.parametrize("body", SILENT)
+@pytest.mark.parametrize(
+    ("routes", "key", "status"),
+    [
+        ("", "whole", 200),
+        ("", "any", 200),
+        ("", "some", 403),
+        ('routes = ["m", "*"]', "whole", 200),
+        ('routes = ["m", "*"]', "some", 403),
+        ('routes = ["m", "default"]', "whole", 404),
+    ],
+)
+async def test_who_need_not_name_a_model(
+    upstream: Scripted, body: bytes, routes: str, key: str, status: int
+) -> None:
+    """Who may not ask for every model must name one: nobody could look at which one the upstream takes."""
+    toml = f'[server]\n{routes}\n[routes]\n"*" = {{ base_url = "{upstream.url}" }}\n{KEYS}'
+    bearer = [(b"Authorization", f"Bearer sk-{key}-0123456789".encode())]
+    async with serving(toml) as proxy:
+        got = await call(proxy.port, body, headers=bearer)
+    assert got.status == status
+    assert len(upstream.requests) == (status == 200)
+    if status != 200:
+        assert got.code == {403: "model_not_allowed", 404: "model_not_found"}[status]
 
 
 async def test_hidden_default() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from proxy import dialects
 from proxy.body import BodyError
 from proxy.surfaces import is_unsafe
-from proxy.target import model_in_path, model_in_query, path_for, query_for, streams
-from tests.harness.client import call
+from proxy.target import model_in_path, model_in_query, path_for, query_for, streams, without_model
+from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream
 
@@ -149,8 +149,8 @@ def test_path_stays_in_place(model: str) -> None:
         ("a=b", None),
         ("model=gpt-realtime", "gpt-realtime"),
         ("a=b&model=x&c=d", "x"),
-        ("model=", ""),
-        ("model", ""),
+        ("model=", None),
+        ("model", None),
         ("%6dodel=x", "x"),
         ("%6D%6F%64%65%6C=x", "x"),
         ("model=a+b", "a b"),
@@ -164,7 +164,6 @@ def test_path_stays_in_place(model: str) -> None:
         ("model=日", "日"),
         ("model=%25", "%"),
         ("model=%", "%"),
-        ("Model=x", None),
         ("models=x", None),
         ("xmodel=x", None),
         ("model%20=x", None),
@@ -187,6 +186,7 @@ def test_model_in_query(query: str, model: str | None) -> None:
         "model=a&%6dodel=b",
         "model&model",
         "model=&x=y&mode%6c=b",
+        "model=a&Model=b",
     ],
 )
 def test_two_models_in_query(query: str) -> None:
@@ -194,6 +194,14 @@ def test_two_models_in_query(query: str) -> None:
     with pytest.raises(BodyError) as caught:
         model_in_query(query)
     assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("query", ["Model=x", "a=b&%4dODEL=x"])
+def test_folded_name_in_query(query: str) -> None:
+    """A parameter that only a reader who folds case takes for the model is refused, as it is written."""
+    with pytest.raises(BodyError, match="lower case") as caught:
+        model_in_query(query)
+    assert caught.value.field in ("Model", "MODEL")
 
 
 @pytest.mark.parametrize("query", ["model=%ff", "model=a%C3", "a=b&model=%ED%A0%80"])
@@ -230,13 +238,13 @@ def test_query_for(query: str, replaced: str) -> None:
 def test_query_round_trip(query: str, model: str) -> None:
     """Whatever model is put into a query is the one that everybody finds there, and all else stays."""
     try:
-        asked = model_in_query(query)
+        model_in_query(query)
     except BodyError:
         return  # refused before anything is put there
     replaced = query_for(query, model)
-    assert model_in_query(replaced) == model
+    assert model_in_query(replaced) == (model or None)
     assert dict(parse_qsl(replaced, keep_blank_values=True))["model"] == model
-    others = [part for part in query.split("&") if asked is None or unquote(part.partition("=")[0]) != "model"]  # fmt: skip
+    others = [part for part in query.split("&") if unquote(part.partition("=")[0]) != "model"]  # fmt: skip
     kept = [part for part in replaced.split("&") if not part.startswith("model=")]
     assert kept == (others if query else [])
 
@@ -289,3 +297,67 @@ async def test_nobody_climbs(upstream: Upstream, model: str) -> None:
         got = await call(proxy.port, b"{}", f"/v1beta/models/{model}:generateContent")
     assert got.status == 400
     assert upstream.requests == []
+
+
+# Beside a body
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("model=m", ""),
+        ("a=b&model=m&c=d", "a=b&c=d"),
+        ("%6dodel=%6d&model=m", ""),
+        ("MODEL=m&a", "a"),
+        ("models=x&a=model=y", "models=x&a=model=y"),
+        ("a=1;b=2", "a=1;b=2"),
+    ],
+)
+def test_the_same_model_beside_a_body(query: str, kept: str) -> None:
+    """What the query says again of a body is left out, and not a byte of the rest changes."""
+    assert without_model(query, "m") == kept
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "model=other", "model=", "model", "Model=other", "%4dodel=other", "mode%6C=other",
+        "model=m&model=other", "model=M", "model=m%20", "model=+m", "model=%ff", "a=1;model=m",
+        "a;MODEL=other", "m%6Fdel;x=m",
+    ],
+)  # fmt: skip
+def test_another_model_beside_a_body(query: str) -> None:
+    """A query that says another model than the body does, in whatever case, is refused; so is one where
+    the body says none.
+    """
+    for asked in ("m", None):
+        with pytest.raises(BodyError) as refused:
+            without_model(query, asked)
+        assert refused.value.field == "model"
+    with pytest.raises(BodyError):
+        without_model("model=m", None)
+
+
+async def test_model_in_the_query_of_a_post(upstream: Upstream) -> None:
+    """At the wire: the same goes up without it, another one does not go up, and paths that carry no model
+    keep whatever their query says.
+    """
+    toml = f"""
+    [upstreams.up]
+    base_url = "{upstream.url}"
+    [routes]
+    m = "up/m"
+    default = "up/m"
+    [unrouted]
+    listen = "up"
+    """
+    async with serving(toml) as proxy:
+        path = "/v1/chat/completions"
+        assert (await call(proxy.port, chat("m"), f"{path}?a=%20&model=m")).status == 200
+        for query, model in (("model=other", "m"), ("Model=other", "m"), ("model=m", None)):
+            got = await call(proxy.port, chat(model), f"{path}?{query}")
+            assert (got.status, got.code) == (400, "invalid_model")
+            assert got.json()["error"]["param"] == "model"
+        assert (await call(proxy.port, chat("m"), "/v1/listen?model=nova&Model=x")).status == 200
+    targets = [received.target for received in upstream.requests]
+    assert targets == ["/v1/chat/completions?a=%20", "/v1/listen?model=nova&Model=x"]

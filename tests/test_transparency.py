@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -56,6 +57,7 @@ NOT_HEADERS = {
     "target: model",
     "query: key",
     "query: upstream",
+    "query: model",
     "body: model",
     "body: form field model",
     "trailers",
@@ -66,6 +68,7 @@ WHENS = {
     "always",
     "where it holds a key of this proxy",
     "where it says whose list of models is wanted",
+    "where it says again what the body says",
     "where it goes by model",
     "where it goes by model and comes packed",
     "where it goes by path and has one",
@@ -81,7 +84,7 @@ WHENS = {
     "where cors has the page's origin",
     "where a header chooses the route",
     "where the route sends another name",
-    "where it was missing",
+    "where it was missing, and there is a route default",
     "where a body comes without Content-Length",
     "where the connection ends with the answer",
     "on a checked stream",
@@ -503,7 +506,7 @@ MEMBERS = [
     '"":"\u2028\u0000"'.replace("\u0000", "\\u0000"),
     '"stream_options":{"include_usage":false}',
     '"crlf":"\\r\\n"',
-    '"Model":"M"',
+    '"a":{"Model":"M"}',
     '"seed":9007199254740993',
     '"tools":[' + ",".join(['{"model":"alias","n":1}'] * 9) + "]",
 ]
@@ -551,7 +554,7 @@ BOUNDARIES = [b"x", b"----WebKitFormBoundaryABC123", b"a'()+_,-./:=?b", b"-" * 7
 FIELDS: list[tuple[bytes, bytes]] = [
     (b'Content-Disposition: form-data; name="file"; filename="a \\"b\\".bin"', bytes(range(256))),
     (b"content-disposition:form-data;name=prompt", "grüße\r\nmodel".encode()),
-    (b'X-A: 1\r\nContent-DISPOSITION: form-data; name="Model"', b"M"),
+    (b'X-A: 1\r\nContent-DISPOSITION: form-data; name="Models"', b"M"),
     (b'Content-Disposition: form-data; name="file"\r\nContent-Type: image/png', b"\r\n\r\n\n--\r"),
     (b'Content-Disposition: form-data; name=""', b""),
     (b'Content-Disposition: form-data; name="file"; filename=""', b'name="model"\r\n\r\nx'),
@@ -641,7 +644,14 @@ def targets(draw: st.DrawFn, road: Road) -> tuple[str, str, set[str]]:
         if not announced("target: //"):
             sent = "not announced: " + slashes
     query = draw(st.sampled_from(QUERIES)).replace("%b", KEY.decode())
+    if road.place in (FORM, "body: model") and "model=" in query:
+        said = "" if road.model is None else f"&model={quote(road.model)}"
+        query = query.replace("&model=//v1/v1", said)
     kept = query
+    if "&model=" in query and road.place in (FORM, "body: model"):
+        facts.add("where it says again what the body says")
+        if announced("query: model"):
+            kept = query.partition("&model=")[0]
     if KEY.decode() in query:
         facts.add("where it holds a key of this proxy")
         if announced("query: key"):
@@ -718,7 +728,7 @@ def requests(draw: st.DrawFn, road: Road) -> Request:
     if road.place != PATH:
         facts.add("where it goes by model")
         if road.model is None:
-            facts.add("where it was missing")
+            facts.add("where it was missing, and there is a route default")
         elif road.model != road.sent:
             facts.add("where the route sends another name")
     elif framing == "length":
@@ -1024,7 +1034,7 @@ def _written(
         "where it goes by path and has one",
         "where it goes by path and comes in chunks",
         "where a stream is asked for",
-        "where it was missing",
+        "where it was missing, and there is a route default",
         "where a body comes without Content-Length",
         "where the connection ends with the answer",
         "on a checked stream",
