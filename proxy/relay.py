@@ -205,11 +205,11 @@ class Relay:
     def end(self) -> None:
         """The upstream's answer is complete."""
         tap = self._tap
-        if tap is not None and tap.checked and not tap.closes() and not self._has_length():
+        if tap is None or not tap.checked or tap.closes() or tap.foreign or self._has_length():
+            self._finish()
+        else:
             message = "The upstream ended its answer before it was finished."
             self._break(ProxyError(STREAM_INCOMPLETE, message))
-        else:
-            self._finish()
 
     def broke(self, error: ProxyError) -> None:
         """The upstream's answer will not be completed."""

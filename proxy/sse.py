@@ -62,7 +62,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
 
 
 class _Typed(msgspec.Struct):
@@ -86,6 +86,7 @@ class Tap:
     __slots__ = (
         "_begun",
         "_ending",
+        "_foreign",
         "_going_on",
         "_held",
         "_reasons",
@@ -108,6 +109,9 @@ class Tap:
         self._held: list[bytes] = []  # the beginning of the event that is arriving
         self._size = 0
         self._tail = b""  # its last bytes, which may begin a blank line
+        self._foreign: bool | None = (
+            None  # no event was a chunk of a chat, though some were objects
+        )
         self._several = False  # there are other choices than the first
         self._going_on: set[int] = set()  # choices that were seen, and have not finished
         self._reasons: set[int] = set()  # those that have
@@ -122,6 +126,11 @@ class Tap:
     def checked(self) -> bool:
         """Return whether an end without the terminal marker is a cut."""
         return self._ending is not Ending.NONE
+
+    @property
+    def foreign(self) -> bool:
+        """Return whether what passed is in a form of the vendor's own, whose marker nobody knows."""
+        return self._foreign is True
 
     def feed(self, data: bytes) -> None:
         """Take note of *data*, the next piece of the body."""
@@ -223,10 +232,16 @@ class Tap:
         of those that were seen the last one ends the stream. One that has finished stays so.
         """
         for event in _BLANK.split(events):
+            data = b"\n".join(_DATA.findall(event))
             try:
-                choices = _CHUNK.decode(b"\n".join(_DATA.findall(event))).choices
+                choices = _CHUNK.decode(data).choices
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
+            if choices is None:
+                if self._foreign is None and data.strip(b" \t{}") and b'"choices"' not in data:
+                    self._foreign = True
+                continue
+            self._foreign = False
             for choice in choices:
                 index = choice.index or 0
                 self._several = self._several or index != 0

@@ -8,7 +8,7 @@ from proxy.shapes import Meaning, read
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.recordings import ERRORS, STREAMS, Recording, directory, errors, streams
-from tests.harness.upstream import Upstream, answer
+from tests.harness.upstream import Upstream, answer, stream
 
 MEANT = {
     "errors/bedrock-403-1.body": Meaning.CREDENTIAL,
@@ -67,3 +67,72 @@ m = {{ upstream = "a", fallback = "b/m", on_context_length = true }}
         asked_on = meant is not None or status == 429
         assert len(second.requests) == asked_on
         assert not any(attempt["maybe_billed"] for attempt in record["attempts"])
+
+
+FAILED = {
+    "gpustack/chat-error-field.sse.gz",
+    "groq/chat-3.sse",
+    "groq/chat-error-event-with-text.sse.gz",
+    "groq/chat-error-event.sse.gz",
+    "openrouter/chat-7.sse",
+    "openrouter/chat-error-event.sse.gz",
+}
+"""In which the vendor says that it has failed."""
+SPOKEN = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "gemini": "/v1beta/models/m:streamGenerateContent?alt=sse",
+    "transcriptions": "/v1/audio/transcriptions",
+}
+"""Where their forms are spoken here; all others go by path."""
+
+
+def place(recording: Recording) -> str:
+    """Return the path at which *recording* is asked for."""
+    native = recording.file.suffix in (".ndjson", ".eventstream") or recording.vendor == "cohere"
+    if native or recording.endpoint not in SPOKEN:
+        return "/v1/files/recorded/content"
+    azure = recording.vendor == "azure-foundry" and recording.endpoint == "completions"
+    return SPOKEN["chat" if azure else recording.endpoint]
+
+
+@pytest.mark.parametrize("echo", [False, True], ids=["plain", "echo"])
+@pytest.mark.parametrize("recording", streams(), ids=str)
+async def test_streams(recording: Recording, echo: bool) -> None:
+    """A recorded stream passes byte for byte, is finished, and is taken for what it was, in pieces of any
+    size; and where a name is put into it, it is finished all the same.
+    """
+    body, path = recording.body, place(recording)
+    kind = (b"Content-Type", recording.headers["content-type"].encode())
+    asked = chat("asked", stream=True) if path.startswith("/v1/") else b"{}"
+    by_path = path.startswith("/v1/files")
+    async with Upstream() as upstream:
+        toml = f"""
+[server]
+echo_model = {str(echo).lower()}
+[upstreams.a]
+base_url = "{upstream.url}"
+credential = "sk-a"
+[routes]
+"*" = {{ upstream = "a", model = "sent", keepalive = "30s" }}
+[unrouted]
+files = "a"
+"""
+        async with serving(toml) as proxy:
+            for count, size in enumerate((len(body) or 1, 1448), 1):
+                pieces = [body[at : at + size] for at in range(0, len(body), size)]
+                upstream.will(stream(*pieces, headers=[kind], status=recording.status))
+                if by_path:
+                    got = await call(proxy.port, b"", path, method="GET", length=False)
+                else:
+                    got = await call(proxy.port, asked, path)
+                assert (got.status, got.whole) == (recording.status, True)
+                if not echo or by_path:
+                    assert got.body == body
+                record = await proxy.record(count)
+                failed = recording.name in FAILED
+                assert record["outcome"] == ("upstream_error" if failed else "ok")
+                assert record["error"] == ("upstream_error_event" if failed else None)
+                assert record["attempts"][0]["maybe_billed"] is failed

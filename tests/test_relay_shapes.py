@@ -153,6 +153,35 @@ async def test_events_without_names(path: str) -> None:
     assert (len(a.requests), b.requests) == (7, [])
 
 
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        ([event(b'{"value":"a"}'), event(b'{"value":"b"}')], True),
+        ([event(b'{"value":"a"}'), event(b'{"choices":[]}')], False),
+        ([event(b'{"choices":[]}'), event(b'{"value":"a"}')], False),
+        ([event(b'{"choices":null}')], False),
+        ([event(b"{}")], False),
+        ([event(b"a")], False),
+        ([b": a comment\n\n"], False),
+        ([], False),
+    ],
+)
+async def test_a_form_of_the_vendors_own(
+    upstream: Upstream, pieces: list[bytes], whole: bool
+) -> None:
+    """Where no event is a chunk of a chat, nobody knows how it ends: an end in good order is one, and a cut
+    is still a cut.
+    """
+    async with serving(to(upstream)) as proxy:
+        upstream.will(stream(*pieces, pause=0.01))
+        got = await call(proxy.port, chat(stream=True), "/v1/completions")
+        assert got.whole is whole
+        assert (got.body == b"".join(pieces)) is whole
+        upstream.will(stream(*pieces, pause=0.01, end="cut"))
+        got = await call(proxy.port, chat(stream=True), "/v1/completions")
+        assert not got.whole
+
+
 def choice(index: int, reason: str = "null", field: str = "delta") -> bytes:
     text = '{"choices":[{"index":%d,"%s":{},"finish_reason":%s}]}' % (index, field, reason)  # noqa: UP031
     return event(text.encode())
