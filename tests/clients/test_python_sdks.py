@@ -4,7 +4,6 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from json import JSONDecodeError
 from typing import Any
 
 import anthropic
@@ -335,8 +334,7 @@ async def test_cut_inside_an_event(oai: Any, team: Proxy, endpoint: str) -> None
     """A stream cut in the middle of an event raises, and what had come whole before is all there is."""
     events = await ask_openai(oai, endpoint, "sandbox/cut")
     came: list[Any] = []
-    # The SDK may stumble over the half event before it sees the error that follows it.
-    with pytest.raises((openai.APIError, JSONDecodeError)):
+    with pytest.raises(openai.APIConnectionError):
         await drain(events, came)
     assert len(came) == 3
     record = await settled(team, trunkline_id(events.response))
@@ -568,8 +566,7 @@ async def test_anthropic_broken_stream(
 async def test_anthropic_cut_inside_an_event(claude: Any, helper: bool) -> None:
     """A message's stream cut in the middle of an event raises, and has not ended."""
     came: list[Any] = []
-    # The SDK may stumble over the half event before it sees the error that follows it.
-    with pytest.raises((anthropic.APIError, JSONDecodeError)):
+    with pytest.raises(Exception, match="peer closed connection"):
         await drain_message(claude, "sandbox/cut", helper, came)
     assert [event.type for event in came] == ["message_start", "content_block_start"]
 
