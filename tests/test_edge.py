@@ -988,11 +988,10 @@ async def test_kept_connection(
             keep("known before", request(chat(), headers=[KEY]), STRANGE),
         )
         long, short = (3.0, 0.8) if idle == "3s" else (0.4, 0.4)
-        assert long <= kept["known"] < long + 2
-        assert long <= kept["known before"] < long + 2
-        assert short <= kept["never asked"] < short + 1.5
         stranger = short if keys else long
-        assert stranger <= kept["stranger"] < stranger + 1.5
+        wanted = {"never asked": short, "stranger": stranger, "known": long, "known before": long}
+        for name, seconds in wanted.items():  # from when it was answered, a little before we know
+            assert seconds - 0.3 < kept[name] < seconds + 1.7, name
 
 
 @pytest.mark.parametrize(
