@@ -92,11 +92,48 @@ _GOOGLES = re.compile(
 )
 """What Google's own paths look like: theirs are versions such as `v1beta`, and verbs behind a colon."""
 _NATIVE = re.compile(r"models/(.+):([A-Za-z]+)")
+_DEPLOYED = re.compile(rf"deployments/(.+?)/({'|'.join(sorted(ENDPOINTS, key=len, reverse=True))})")
+_FOREIGN = (
+    (
+        re.compile(r".*/model/.+/(?:invoke|converse)(?:-with-response-stream|-stream)?"),
+        "This is a path of Amazon Bedrock's own SDKs, which this proxy does not serve: use the class "
+        "`Anthropic`, not `AnthropicBedrock`, with this proxy's address as its `base_url`, or `OpenAI` "
+        "with `/v1` behind that.",
+    ),
+    (
+        re.compile(r".*/publishers/[^/]+/models/.+:[A-Za-z]+"),
+        "This is a path of Vertex AI's own SDKs, which this proxy does not serve: use the class "
+        "`Anthropic`, not `AnthropicVertex`, or `genai.Client` without `vertexai`, with this proxy's "
+        "address as its base URL, or `OpenAI` with `/v1` behind that.",
+    ),
+)
+"""Forms that a vendor's SDK alone speaks, and what to say to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Azure:
+    """How Azure's SDKs ask: below `/openai/v1`, or, *dated*, below `/openai` and with an `api-version`;
+    there the path may name the *deployment*, as it is written, which is the model.
+    """
+
+    dated: bool
+    deployment: str | None = None
 
 
 def find(path: str) -> Dialect | None:
     """Return the dialect of *path* (below the base path, without query), if it carries a model."""
     return ENDPOINTS.get(path) or (GEMINI if _NATIVE.fullmatch(path) else None)
+
+
+def deployed(path: str) -> tuple[str, str] | None:
+    """Return the deployment that *path* (below `/openai/`) names, as it is written, and the endpoint."""
+    match = _DEPLOYED.fullmatch(path)
+    return None if match is None else (match[1], match[2])
+
+
+def foreign(path: str) -> str | None:
+    """Return what to say to an SDK of a vendor's own that calls *path*, where nothing is."""
+    return next((message for form, message in _FOREIGN if form.fullmatch(path)), None)
 
 
 def native(path: str) -> tuple[str, str]:

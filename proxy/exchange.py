@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Literal
 
 from proxy.cache import Cache
-from proxy.dialects import Dialect
+from proxy.dialects import Azure, Dialect
 from proxy.errors import GRAVE, Outcome, printable
 from proxy.headers import Headers, Pair
 from proxy.keys import Key
@@ -98,6 +98,7 @@ class Exchange:
     learnt: Cache[object, Any] = field(default_factory=lambda: Cache(LEARNT_BYTES), repr=False)
     dialect: Dialect | None = None
     suffix: str = ""
+    azure: Azure | None = None
     key: Key | None = None
     expired: str | None = None
     model: str | None = None

@@ -8,14 +8,21 @@ from proxy import dialects
 from proxy.body import BodyError
 from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
-from proxy.dialects import GEMINI, MODELS, REALTIME, Dialect
+from proxy.dialects import GEMINI, MODELS, REALTIME, Azure, Dialect
 from proxy.errors import ProxyError
 from proxy.headers import Pair
 from proxy.hints import patience
-from proxy.outbound import address
-from proxy.routes import Route, Target, Upstream
+from proxy.outbound import address, from_azure
+from proxy.routes import Base, Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
-from proxy.target import model_in_path, model_in_query, path_for, query_for, without_model
+from proxy.target import (
+    model_in_deployment,
+    model_in_path,
+    model_in_query,
+    path_for,
+    query_for,
+    without_model,
+)
 
 Lines = list[tuple[str, str]]
 
@@ -68,14 +75,14 @@ def _explain(
     if dialect is not None:
         lines.append(("path", f"{path}, dialect {dialect.name}"))
         try:
-            model = model or _named(dialect, suffix, query)
+            model = model or _named(dialect, suffix, query, located.azure)
             if dialect is REALTIME and model is None and surface.serves(suffix):
                 upstream = snapshot.unrouted.match(located.base, suffix)
                 if upstream is not None:
                     return _kept(surface, located, path, query, upstream, lines, "WebSocket")
             if dialect.carries == "body" and query:
                 query = without_model(query, model)
-            return _routed(snapshot, surface, model, dialect, suffix, query, headers, lines)
+            return _routed(snapshot, surface, model, dialect, located, query, headers, lines)
         except BodyError as error:
             lines.append(("model", f"400 invalid_model: {error.message}"))
             return False
@@ -94,8 +101,10 @@ def _explain(
     return _kept(surface, located, path, query, upstream, lines)
 
 
-def _named(dialect: Dialect, suffix: str, query: str) -> str | None:
+def _named(dialect: Dialect, suffix: str, query: str, azure: Azure | None) -> str | None:
     """Return the model that the target itself names. Raises `BodyError`."""
+    if azure is not None and azure.deployment is not None:
+        return model_in_deployment(azure.deployment)
     if dialect is GEMINI:
         return model_in_path(suffix)
     return model_in_query(query) if dialect is REALTIME else None
@@ -129,7 +138,10 @@ def _kept(
         return False
     lines.append(("keys", "those without a `models` list"))
     target = Target(upstream, timeouts=upstream.timeouts)
-    return _sent(surface, target, dialect, method, located.suffix, query, lines)
+    base, suffix = None, located.suffix
+    if located.azure is not None:
+        base, suffix, query = from_azure(upstream, located.azure, dialect, suffix, query, None)
+    return _sent(surface, target, dialect, method, suffix, query, lines, base)
 
 
 def _routed(
@@ -137,7 +149,7 @@ def _routed(
     surface: Surface,
     model: str | None,
     dialect: Dialect,
-    suffix: str,
+    located: Located,
     query: str,
     headers: tuple[Pair, ...],
     lines: Lines,
@@ -189,7 +201,7 @@ def _routed(
                 continue
             if len(targets) > 1:
                 lines.append(("place", f"{targets.index(target) + 1} of {len(targets)}"))
-            placed = _placed(surface, route, target, model, dialect, suffix, query, lines)
+            placed = _placed(surface, route, target, model, dialect, located, query, lines)
             if placed:
                 lines += _bounds(target, headers)
             works = placed or works
@@ -216,12 +228,13 @@ def _placed(
     target: Target,
     model: str | None,
     dialect: Dialect,
-    suffix: str,
+    located: Located,
     query: str,
     lines: Lines,
 ) -> bool:
     """Say what is sent to *target*, one of the places that *route* leads to."""
     sent, method = route.model_sent(target, model), "POST"
+    suffix, base = located.suffix, None
     lines.append(("upstream model", "none, as asked" if sent is None else sent))
     if not target.upstream.speaks(dialect):
         lines.append(("skipped", f"{target.upstream.name} does not speak {dialect.name}"))
@@ -231,7 +244,11 @@ def _placed(
     elif dialect is REALTIME:
         method = "WebSocket"
         query = query if sent is None else query_for(query, sent)
-    return _sent(surface, target, dialect, method, suffix, query, lines)
+    if located.azure is not None:
+        base, suffix, query = from_azure(
+            target.upstream, located.azure, dialect, suffix, query, sent
+        )
+    return _sent(surface, target, dialect, method, suffix, query, lines, base)
 
 
 def _bounds(target: Target, headers: tuple[Pair, ...]) -> Lines:
@@ -274,6 +291,7 @@ def _sent(
     suffix: str,
     query: str,
     lines: Lines,
+    base: Base | None,
 ) -> bool:
     """Say what is sent to *target*, and for how long it is waited for."""
     upstream = target.upstream
@@ -282,7 +300,7 @@ def _sent(
         why = f"{upstream.name} does not say `passthrough = true`"
         lines.append(("upstream", f"403 model_not_allowed: {why}"))
         return False
-    to = address(upstream, dialect, suffix, "")
+    to = address(upstream, dialect, suffix, "", base)
     lines.append(("upstream", upstream.name))
     lines.append(("url", f"{method} {to.base.url(suffix)}{'?' + query if query else ''}"))
     if to.base.origin.proxy is not None:

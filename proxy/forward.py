@@ -39,7 +39,15 @@ from proxy.outbound import CHUNKED, WEBSOCKET, keys_in, length, tokens_of, witho
 from proxy.relay import Downstream, Relay
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
-from proxy.target import model_in_path, model_in_query, names_no_model, streams, without_model
+from proxy.target import (
+    by_model,
+    model_in_deployment,
+    model_in_path,
+    model_in_query,
+    names_no_model,
+    streams,
+    without_model,
+)
 from proxy.tunnel import Caller, Tunnel
 
 LARGE_BYTES = 256 * 1024
@@ -125,7 +133,7 @@ class Forward:
                 await asyncio.sleep(0)  # what others have written goes out before we take our time
             found = _find(exchange, body)
             exchange.stream = found.stream
-            route, groups, name = self._match(exchange, surface, found.model)
+            route, groups, name = self._match(exchange, surface, _asked(exchange, found))
             exchange.echo = name if surface.echo_model else None
             passthrough = surface.auth == "passthrough"
             return await self._opener.open(
@@ -169,12 +177,14 @@ class Forward:
         """Answer *exchange*, the beginning of a WebSocket, from an upstream of its route; from *upstream*,
         where its path carries no model, or it names none. Returns and raises what `handle` does.
         """
-        by_model = exchange.dialect is not None
+        names_model = exchange.dialect is not None
+        if exchange.azure is not None:
+            exchange.query = by_model(exchange.query)
         exchange.dialect = exchange.dialect or family(exchange.suffix)
         exchange.key = self.identify(exchange, surface)
         self._gate.enter()
         try:
-            found = _find(exchange, b"") if by_model else None
+            found = _find(exchange, b"") if names_model else None
             opened = await self._opener.open(self._meant(exchange, surface, found, upstream))
             if opened.connection.status != 101:
                 return await self._relay(exchange, opened, inbound)
@@ -426,6 +436,16 @@ def _name_of(route: Route, asked: str | None) -> str | None:
     return None if asked is None and route.pattern.prefix else asked or route.name
 
 
+def _asked(exchange: Exchange, found: Found) -> str | None:
+    """Return the model asked for: what was *found*, but for Azure's paths, which say it themselves. Raises
+    `BodyError`.
+    """
+    azure = exchange.azure
+    if azure is None or azure.deployment is None:
+        return found.model
+    return model_in_deployment(azure.deployment)
+
+
 def _find(exchange: Exchange, body: Body) -> Found:
     """Find the model where *exchange*'s dialect says it: in the body, the path, or the query."""
     dialect, suffix = exchange.dialect, exchange.suffix
@@ -437,8 +457,9 @@ def _find(exchange: Exchange, body: Body) -> Found:
             return Found(model_in_query(exchange.query), 0, 0, stream=False)
         boundary = boundary_of(exchange.headers.first.get(b"content-type", b""))
         found = find_model(body) if boundary is None else find_in_form(body, boundary)
+        asked = _asked(exchange, found)
         if exchange.query:
-            exchange.query = without_model(exchange.query, found.model)
+            exchange.query = without_model(exchange.query, asked)
         return found
     except BodyError as error:
         raise error.told() from None

@@ -11,7 +11,7 @@ from sys import getsizeof
 from proxy.admission import Gate
 from proxy.answers import respond
 from proxy.cache import Cache
-from proxy.dialects import shape_of
+from proxy.dialects import foreign, shape_of
 from proxy.edge import Request
 from proxy.errors import (
     BAD_REQUEST,
@@ -212,7 +212,8 @@ class Frame:
         if request.head.websocket:
             self._check_websocket(exchange, request, found)
         if found is None:
-            raise ProxyError(NOT_FOUND, f"There is nothing at this path. {self._whereabouts}")
+            told = foreign(exchange.path) or f"There is nothing at this path. {self._whereabouts}"
+            raise ProxyError(NOT_FOUND, told)
         endpoint, located = found
         _enter(exchange, endpoint, located)
         if self.surface.auth == "none" and not endpoint.always_open:
@@ -357,4 +358,5 @@ def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> N
     if located is not None:
         exchange.dialect = located.dialect
         exchange.suffix = located.suffix
+        exchange.azure = located.azure
     exchange.quiet = endpoint.always_open

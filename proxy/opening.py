@@ -30,7 +30,7 @@ from proxy.errors import (
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import NO_NAMES, Names
 from proxy.hints import patience, retry_after, should_retry
-from proxy.outbound import WEBSOCKET, Addressed, address, head, length
+from proxy.outbound import WEBSOCKET, Addressed, address, from_azure, head, length
 from proxy.relay import is_good, is_plain, is_stream, outcome_of
 from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
 from proxy.routes import Group, Route, Target, Upstream
@@ -91,6 +91,7 @@ class Asked:
         exchange, dialect, found = self.exchange, self.dialect, self.found
         target = choice.target
         suffix, query, framing = exchange.suffix, exchange.query, self.framing
+        sent, base = None, None
         content: Pieces = [self.body] if self.body else []
         if found is not None and self.route is not None:
             sent = exchange.model_sent = self.route.model_sent(target, self.name)
@@ -108,6 +109,13 @@ class Asked:
             framing = WEBSOCKET
             if dialect is not REALTIME:
                 framing = length(sum(map(len, content)))
+        if exchange.azure is not None:
+            try:
+                base, suffix, query = from_azure(
+                    target.upstream, exchange.azure, dialect, suffix, query, sent
+                )
+            except BodyError as error:
+                raise error.told() from None
         signature = choice.signature(
             dialect,
             stream=exchange.stream or exchange.echo is not None,  # no name fits into gzip
@@ -118,7 +126,7 @@ class Asked:
         if learnt is not None and learnt[0] == suffix and learnt[1] == query:
             to, begun = learnt[2:]
         else:
-            to = address(target.upstream, dialect, suffix, query)
+            to = address(target.upstream, dialect, suffix, query, base)
             begun = head(exchange.method, to, signature, exchange.headers, self.strip)
             size = len(begun) + getsizeof(to.target) + getsizeof(suffix) + getsizeof(query)
             exchange.learnt.keep(signature, (suffix, query, to, begun), size)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
-from proxy.dialects import Dialect
+from proxy.dialects import REALTIME, Azure, Dialect
 from proxy.headers import NO_NAMES, Names, Pair, find, folded, lines, outbound
 from proxy.keys import KeyRing
 from proxy.routes import Base, Origin, Upstream
+from proxy.target import deployment_path, is_dated, without_version
 
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
@@ -32,11 +33,38 @@ class Addressed:
     target: str
 
 
-def address(upstream: Upstream, dialect: Dialect, suffix: str, query: str) -> Addressed:
-    """Return where a request for *suffix* (the path below the base path) of *dialect* goes."""
-    base = upstream.base_of(dialect, suffix)
+def address(
+    upstream: Upstream, dialect: Dialect, suffix: str, query: str, base: Base | None = None
+) -> Addressed:
+    """Return where a request for *suffix* (the path below the base path) of *dialect* goes: below *base*,
+    where that has been found out.
+    """
+    base = base or upstream.base_of(dialect, suffix)
     target = f"{base.path}/{suffix}?{query}" if query else f"{base.path}/{suffix}"
     return Addressed(base, target)
+
+
+def from_azure(
+    upstream: Upstream,
+    azure: Azure,
+    dialect: Dialect,
+    suffix: str,
+    query: str,
+    sent: str | None,
+) -> tuple[Base | None, str, str]:
+    """Return the base, where it is not the usual one, the path below it and the query of a request that
+    came in Azure's way and goes to *upstream*, which is to answer as the model *sent*.
+
+    Where that is Azure itself, it goes in the same way; elsewhere it is one like any other. Raises
+    `BodyError`.
+    """
+    if upstream.dated is not None and not azure.dated:
+        return None, suffix, query
+    if upstream.dated is None or dialect is REALTIME or not is_dated(query):
+        return None, suffix, without_version(query)
+    if azure.deployment is not None and sent is not None:
+        suffix = deployment_path(suffix, sent)
+    return upstream.dated, suffix, query
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -102,7 +102,8 @@ class Upstream:
     Of several *credentials* one rests while the others work. *defaults* are the headers a dialect
     needs where the client sent none; *headers* are always set. *public* are those of both whose
     value the file or a preset states, so that it is no secret.
-    *paths* maps a prefix of the path below the base path to another base, longest first.
+    *paths* maps a prefix of the path below the base path to another base, longest first; *dated* is the
+    one, of Azure's, where requests with an `api-version` go.
     *spoken* are the dialects that it is known to speak, None where nothing is known, and *inferred*
     says that this rests on less than its documentation. *forward* names, in lower case, the
     headers that chose a route and go there all the same. *unplaced* names the variable that its URL
@@ -117,6 +118,7 @@ class Upstream:
     public: frozenset[Pair] = field(default=frozenset(), repr=False)
     defaults: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict, repr=False)
     paths: tuple[tuple[str, Base], ...] = ()
+    dated: Base | None = None
     spoken: tuple[str, ...] | None = None
     inferred: bool = False
     terminal: str = "auto"

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from proxy import dialects
-from proxy.dialects import GEMINI, Dialect
+from proxy.dialects import GEMINI, Azure, Dialect
 from proxy.headers import NO_NAMES, Names
 from proxy.patterns import Pattern
 
@@ -26,6 +26,7 @@ _HOP = re.compile(
     r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3})|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)"
 )
 _NATIVE = re.compile(r"(.*)(/v1beta|/v1alpha)/(models(?:/.*)?)")
+_AZURE = re.compile(r"(.*?)/openai(/v1)?/(.+)")
 _SLASHES = re.compile(r"/{2,}")
 _UNSAFE = re.compile(
     r"\\|[\x00-\x20\x7f]|%00|%5c|(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|;|%3b|$)", re.IGNORECASE
@@ -66,12 +67,14 @@ class Tls:
 @dataclass(frozen=True, slots=True)
 class Located:
     """Where a path stands on a surface: *suffix* is what follows *base*, one of its base paths, and
-    *dialect* what is spoken there, if it is the path of an endpoint that carries a model.
+    *dialect* what is spoken there, if it is the path of an endpoint that carries a model; *azure* says
+    how it is asked for, where it is in Azure's way.
     """
 
     base: str
     suffix: str
     dialect: Dialect | None
+    azure: Azure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,9 @@ class Surface:
         native = _NATIVE.fullmatch(path)
         if native is not None and any(native[1] == _stem(base) for base in self.base_paths):
             return Located(native[1] + native[2], native[3], self._spoken(native[3]))
+        azure = _AZURE.fullmatch(path)
+        if azure is not None and any(azure[1] == _stem(base) for base in self.base_paths):
+            return self._as_azure(azure[1] + "/openai", azure[2] is None, azure[3])
         for base in self.base_paths:  # longest first
             if path.startswith(base + "/"):
                 suffix = path[len(base) + 1 :]
@@ -131,6 +137,13 @@ class Surface:
                     suffix = suffix[len(again) :]
                 return Located(base, suffix, self._spoken(suffix))
         return None
+
+    def _as_azure(self, base: str, dated: bool, suffix: str) -> Located:
+        deployed = dialects.deployed(suffix) if dated else None
+        if deployed is None:
+            return Located(base, suffix, self._spoken(suffix), Azure(dated))
+        deployment, suffix = deployed
+        return Located(base, suffix, self._spoken(suffix), Azure(dated, deployment))
 
     def _spoken(self, suffix: str) -> Dialect | None:
         """Return the dialect of *suffix*, if this surface has that endpoint."""
@@ -165,7 +178,7 @@ class Surface:
 
 
 def _stem(base: str) -> str:
-    """Return what Gemini's own paths stand below, where *base* is a base path."""
+    """Return what Gemini's own paths, and Azure's, stand below, where *base* is a base path."""
     return base.removesuffix("/v1")
 
 

@@ -63,12 +63,46 @@ def without_model(query: str, asked: str | None) -> str:
     return "&".join(kept)
 
 
+def model_in_deployment(deployment: str) -> str:
+    """Return the model that *deployment*, as a path has it, names. Raises `BodyError`."""
+    return _decoded(deployment)
+
+
+def deployment_path(suffix: str, model: str) -> str:
+    """Return the path of *suffix* in Azure's way, with *model* as the deployment. Raises `BodyError`
+    where that would lead out of it.
+    """
+    if model in (".", ".."):
+        raise BodyError("`model` must not be a dot segment", "model")
+    return f"deployments/{quote(model, safe='', errors='surrogateescape')}/{suffix}"
+
+
+def is_dated(query: str) -> bool:
+    """Return whether *query* says an `api-version`, as Azure's does."""
+    return any(_is_version(part) for part in query.split("&"))
+
+
+def without_version(query: str) -> str:
+    """Return *query* less its `api-version`, which says something to Azure alone."""
+    return "&".join(part for part in query.split("&") if not _is_version(part))
+
+
+def by_model(query: str) -> str:
+    """Return *query* with `model` in place of `deployment`, as Azure's SDK names it."""
+    parts = query.split("&")
+    if any(_name(part) == "deployment" for part in parts):
+        parts = [part for part in parts if not _names_model(part)]
+    return "&".join(
+        "model=" + part.partition("=")[2] if _name(part) == "deployment" else part for part in parts
+    )
+
+
 def names_no_model(query: str) -> bool:
     """Return whether *query* asks for a kind of session that has no model in its query: one that only
     transcribes, whose model is said later, or one that joins a call, which has its own.
     """
-    names = {unquote_to_bytes(part.partition("=")[0]) for part in query.split("&")}
-    return not names.isdisjoint({b"intent", b"call_id"})
+    names = {_name(part) for part in query.split("&")}
+    return not names.isdisjoint({"intent", "call_id"})
 
 
 def query_for(query: str, model: str) -> str:
@@ -80,8 +114,12 @@ def query_for(query: str, model: str) -> str:
     return "&".join(ours if _names_model(part) else part for part in parts)
 
 
+def _is_version(part: str) -> bool:
+    return _name(part) == "api-version"
+
+
 def _names_model(part: str) -> bool:
-    return unquote_to_bytes(part.partition("=")[0]) == b"model"
+    return _name(part) == "model"
 
 
 def _may_name_model(part: str) -> bool:

@@ -260,6 +260,7 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     [
         ("rt", "/v1/realtime", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
         ("rt", "/v1/realtime?model=rt&a=%20", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime&a=%20"),
+        (None, "/openai/deployments/rt/chat/completions?api-version=1&a=2", "POST https://api.openai.com/v1/chat/completions?a=2"),
         (None, "/v1/realtime?model=rt", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
         (None, "/v1/realtime", "WebSocket https://llm.corp.example/v1/realtime"),
         ("gem/x", "/v1beta/models/y:generateContent", "POST https://generativelanguage.googleapis.com/v1beta/models/x:generateContent"),

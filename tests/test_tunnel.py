@@ -1410,6 +1410,17 @@ models = ["rt"]
         assert upstream.connections == []
 
 
+@pytest.mark.parametrize("query", ["deployment=rt", "model=x&deployment=rt", "model=rt"])
+async def test_in_azures_way(upstream: Upstream, query: str) -> None:
+    """Azure's SDK calls the model `deployment`; elsewhere its name is `model`, and there is no version."""
+    upstream.will(session(listen))
+    async with serving(to(upstream.url)) as proxy:
+        async with opened(proxy, handshake(f"/openai/realtime?api-version=2024-10-01&{query}")):
+            pass
+        assert upstream.requests[0].target == "/v1/realtime?model=gpt-realtime"
+        assert (await proxy.record())["model"] == "rt"
+
+
 @pytest.mark.parametrize("token", [True, False])
 async def test_other_paths(upstream: Upstream, token: bool) -> None:
     """A WebSocket at any other path of [unrouted] is relayed, its query untouched, with our credential."""

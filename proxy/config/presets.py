@@ -23,6 +23,7 @@ class Preset:
     speaks: list[str] | None = None
     billed: bool = True
     own: str = ""
+    dated: bool = False
     terminal: str = "auto"
     docs: str = ""
     checked: str = ""

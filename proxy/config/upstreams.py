@@ -138,6 +138,7 @@ class Upstreams:
                     key=lambda item: -len(item[0]),
                 )
             ),
+            dated=_dated(base) if preset.dated else None,
             spoken=None if spoken is None or spoken == "all" else tuple(spoken),
             inferred=table.speaks is None and "speaks" in preset.inferred,
             terminal=table.terminal or preset.terminal,
@@ -393,6 +394,12 @@ class Upstreams:
             if names.count(name.lower()) > 1:
                 self._draft.problem((*path, name), "stands there twice; its case does not matter")
         return tuple(pairs)
+
+
+def _dated(base: Base) -> Base | None:
+    """Return where requests in Azure's older form go, of whose later one *base* is."""
+    path = base.path.removesuffix("/v1")
+    return Base(base.origin, path) if path.endswith("/openai") else None
 
 
 def _paths_of(preset: Preset, table: UpstreamTable) -> Mapping[str, str]:
