@@ -12,7 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from proxy.credentials import Credential
 from proxy.dialects import REALTIME, Azure, Dialect
-from proxy.headers import NO_NAMES, Names, Pair, find, folded, lines, outbound
+from proxy.headers import NO_NAMES, Headers, Names, Pair, find, folded, lines, outbound
 from proxy.keys import KeyRing
 from proxy.routes import Base, Origin, Upstream
 from proxy.target import deployment_path, is_dated, without_version
@@ -133,6 +133,8 @@ def head(
     What is missing are the lines that say where the request ends, or what it turns into, and the
     empty one.
     """
+    if not isinstance(client, Headers):
+        client = Headers(client)
     kept = outbound(
         client,
         drop=signature.drop,
@@ -141,7 +143,7 @@ def head(
         passthrough=signature.passthrough,
     )
     kept = _readable(kept)
-    if signature.tokens:
+    if signature.tokens and _PROTOCOL in client.first:
         kept = _without_token(kept)
     added = signature.lines
     for name, line in signature.defaults:
