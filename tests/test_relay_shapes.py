@@ -196,7 +196,7 @@ STOP = '"stop"'
     [
         ([choice(0), choice(1), choice(0, STOP)], False),
         ([choice(1), choice(0), choice(0, STOP)], False),
-        ([choice(0), choice(2), choice(0, STOP), choice(0)], False),
+        ([choice(0), choice(1), choice(2), choice(0, STOP), choice(1, STOP)], False),
         ([choice(0) + choice(1) + choice(0, STOP)], False),
         ([choice(0), choice(0, STOP), choice(1)], False),
         ([choice(0), choice(1), choice(0, STOP), choice(1, STOP)], True),

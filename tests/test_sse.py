@@ -150,7 +150,7 @@ DATA = st.one_of(
             b'{"choices":[{"index": 1, "finish_reason": "stop"}]}',
             b'{"choices":[{"index":0,"delta":{}}],"usage":{}}',
             b'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":1}]}}]}',
-            b'{"choices":[{"index":2,"finish_reason":null},{"index":0,"finish_reason":"stop"}]}',
+            b'{"choices":[{"index":1,"finish_reason":null},{"index":0,"finish_reason":"stop"}]}',
         ]
     ),
 )
@@ -303,6 +303,8 @@ def test_not_a_marker(ending: Ending, event: bytes) -> None:
         ([_chunk("stop"), _chunk(None)], True),
         ([_chunk(None, None), _chunk("stop")], False),
         ([_chunk(None), _one(1), _one(0, "stop")], False),
+        ([_one(0), _one(1), _one(2), _one(0, "stop"), _one(1, "stop")], False),
+        ([_one(1), _one(0), _one(3), _one(0, "stop"), _one(1, "stop")], False),
         ([_one(3), _one(0), _one(0, "stop")], False),
         ([_one(3), _one(0), _one(0, "stop"), _one(3, "length")], True),
         ([_one(1), _one(1, "stop"), b'{"choices":[],"usage":{}}'], True),
