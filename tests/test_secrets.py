@@ -473,7 +473,7 @@ async def test_egress_proxy_is_told_the_password(tmp_path: Path) -> None:
                 assert (await client.answer()).status == status
     plain, *tunnels = egress.requests
     assert plain.target == "http://inner.example/v1/chat/completions"
-    assert [tunnel.line for tunnel in tunnels] == [b"CONNECT inner.example:443 HTTP/1.1"] * 3
+    assert [tunnel.line for tunnel in tunnels] == [b"CONNECT inner.example:443 HTTP/1.1"]
     for seen in egress.requests:
         assert seen.values(b"proxy-authorization") == [b"Basic " + EGRESS.encode()]
     for tunnel in tunnels:

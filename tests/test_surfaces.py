@@ -135,14 +135,16 @@ def test_gemini(bases: tuple[str, ...], path: str, base: str | None) -> None:
         assert located == Located(base, NATIVE, dialects.GEMINI)
 
 
-@pytest.mark.parametrize("path", ["models", "models/gemini-2.5-pro", "models/a%2Fb", "models/a/b"])
+@pytest.mark.parametrize(
+    "path", ["models", "models/", "models/gemini-2.5-pro", "models/a%2Fb", "models/a/b"]
+)
 def test_gemini_list(path: str) -> None:
     """Gemini's list of models, and one of them, are located and name no verb, so carry no dialect."""
     assert surface().locate(f"/v1beta/{path}") == Located("/v1beta", path, None)
 
 
 @pytest.mark.parametrize(
-    "path", ["models/", "modelsx", "files", "tunedModels/x:generateContent", "openai/models", ""]
+    "path", ["modelsx", "files", "tunedModels/x:generateContent", "openai/models", ""]
 )
 def test_not_gemini(path: str) -> None:
     """What else stands beside Gemini's models is no path of its own here."""
