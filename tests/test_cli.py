@@ -831,6 +831,15 @@ async def test_env_file(tmp_path: Path, upstream: Upstream) -> None:
     ]
 
 
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
+def test_env_file_with_a_mark(here: Path, verb: Verb, before: bytes) -> None:
+    """What an editor on Windows puts before the first variable is no part of its name."""
+    (here / "env").write_bytes(before + b"WHERE=openai/x \r\nB=c\r\n")
+    (here / "marked.toml").write_text('[routes]\nm = "${WHERE}"\n')
+    done = verb("check", "marked.toml", "--env-file", "env")
+    assert (done.status, done.err) == (0, "")
+
+
 async def test_welcome(tmp_path: Path) -> None:
     """`--welcome` prints two commands that work on the shipped file, and which model strings do."""
     (tmp_path / "routes.toml").write_bytes((ROOT / "routes.toml").read_bytes())

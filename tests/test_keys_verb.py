@@ -217,7 +217,7 @@ async def test_it_is_let_in(capsys: pytest.CaptureFixture[str]) -> None:
         (b"tk-0123456789", b"tk-0123456789"),
         (b"tk-0123456789\r\n", b"tk-0123456789"),
         (b"one\ntwo\n", b"one"),
-        (b" inner space \n", b" inner space "),
+        (b" inner space \n", b"inner space"),
         ("schlüssel\n".encode(), "schlüssel".encode()),
         (b"\xff\xfe\n", b"\xff\xfe"),
     ],
@@ -246,6 +246,13 @@ def test_hash_is_of_the_key_that_was_made(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     file.write_text(f'[keys.k]\nhash = "{digest}"\n{ROUTES}')
     assert load(file, {}).keys.find(made.key.encode()) is not None
+
+
+@pytest.mark.parametrize("dressed", [b" %b\r\n", b"\xef\xbb\xbf%b\n", b"%b\t \n"])
+def test_hash_of_what_a_file_holds(dressed: bytes) -> None:
+    """`keys hash` leaves out what is left out wherever a secret is read."""
+    key = b"tk-0123456789abcdef"
+    assert run("hash", given=dressed % key).out == run("hash", given=key).out
 
 
 def test_no_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

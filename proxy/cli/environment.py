@@ -29,7 +29,7 @@ def variables(file: str | None) -> Mapping[str, str]:
     if file is None:
         return {}
     try:
-        lines = read_regular(file, SECRET_BYTES).decode("utf-8").splitlines()
+        lines = read_regular(file, SECRET_BYTES).decode("utf-8-sig").splitlines()
     except Unreadable as error:
         raise CannotStart(f"{file} cannot be read: {error}") from None
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ import re
 import secrets
 import string
 import sys
+from codecs import BOM_UTF8
 from datetime import date
 from getpass import getpass
 from hashlib import sha256
@@ -69,7 +70,8 @@ def _hash(options: argparse.Namespace) -> int:
     if sys.stdin.isatty():
         key = getpass("key: ").encode("utf-8", "surrogateescape")
     else:
-        key = sys.stdin.buffer.readline().rstrip(b"\r\n")
+        key = sys.stdin.buffer.readline().removeprefix(BOM_UTF8)
+    key = key.strip()  # as it is around a secret wherever one is read
     if not key:
         sys.stderr.write("no key was given\n")
         return 2

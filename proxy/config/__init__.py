@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.config import presets
+from proxy.config import instead, presets
 from proxy.config.advice import advise
 from proxy.config.draft import Draft
 from proxy.config.hooks import hooks_of
@@ -158,10 +158,10 @@ def _validate(values: dict[str, Any], written: Mapping[str, Any]) -> tuple[File,
         try:
             return File.model_validate(values), problems
         except ValidationError as error:
-            places = []
+            places, upstreams = [], _upstreams(written)
             for details in error.errors(include_url=False):
                 places.append(_standing(details["loc"], values))
-                problem = _problem(details, places[-1], written)
+                problem = _problem(details, places[-1], written, upstreams)
                 if not _follows(problem.path, [told.path for told in problems]):
                     problems.append(problem)
             for place in places:
@@ -190,23 +190,28 @@ def _follows(path: Path, told: list[Path]) -> bool:
     )
 
 
-def _problem(details: ErrorDetails, path: Path, written: Mapping[str, Any]) -> Problem:
+def _problem(
+    details: ErrorDetails, path: Path, written: Mapping[str, Any], upstreams: set[str]
+) -> Problem:
     """Put what pydantic found into our words, without the value, which may be a secret."""
     kind = details["type"]
     if kind == "extra_forbidden":
-        return Problem(path, _unknown(path))
+        return Problem(path, _unknown(path, written, upstreams))
     if kind == "missing":
         return Problem((*path, details["loc"][-1]), "is missing")
     if kind in ("dict_type", "model_type"):
-        return Problem(path, "must be a table")
+        said = instead.of_table(path, written, upstreams)
+        return Problem(path, said or "must be a table")
     if kind == "string_type":
-        return Problem(path, "must be text, in quotes")
+        return Problem(path, instead.of_text(path, written) or "must be text, in quotes")
     if kind == "list_type":
-        return Problem(path, "must be a list")
+        return Problem(path, instead.of_text(path, written) or "must be a list")
+    if kind.startswith("date"):
+        return Problem(path, instead.of_date(path, written))
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "literal_error":
         message = message.replace("should", "must").replace("'", '"')
-        return Problem(path, message + suggest(str(_written(written, path)), _options(details)))
+        return Problem(path, message + suggest(str(instead.at(written, path)), _options(details)))
     return Problem(path, message[0].lower() + message[1:])
 
 
@@ -231,7 +236,7 @@ def _options(details: ErrorDetails) -> list[str]:
     return [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
 
 
-def _unknown(path: Path) -> str:
+def _unknown(path: Path, written: Mapping[str, Any], upstreams: set[str]) -> str:
     """Say of the unknown key at *path* what its table would have understood."""
     name = str(path[-1])
     table = _table_at(path[:-1])
@@ -241,7 +246,15 @@ def _unknown(path: Path) -> str:
     brought = BROUGHT.get(name)
     if brought in fields:
         return f'unknown key; it is called "{brought}" here'
-    return "unknown key" + suggest(name, (field for field in fields if field != SHORT))
+    hint = suggest(name, (field for field in fields if field != SHORT))
+    said = instead.of_unknown(path, written, frozenset(fields), upstreams)
+    return f"unknown key{hint}" if hint or said is None else said
+
+
+def _upstreams(written: Mapping[str, Any]) -> set[str]:
+    """Return every name that an upstream can have in a file."""
+    own = written.get("upstreams")
+    return {*presets.load(), *(own if isinstance(own, Mapping) else ())}
 
 
 def _table_at(path: Path) -> type[Table]:
@@ -265,12 +278,3 @@ def _unfold(annotation: Any) -> list[Any]:
 
 def _is_table(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
-
-
-def _written(tree: Any, path: Path) -> Any:
-    for part in path:
-        try:
-            tree = tree[part]
-        except (KeyError, IndexError, TypeError):
-            return ""
-    return tree

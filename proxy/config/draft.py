@@ -108,7 +108,7 @@ class Draft:
 
     def secret(self, text: str, path: Path) -> Secret:
         """Return the secret *text* that stands at *path*."""
-        return self.checked(Secret(text, source_of(self.at(path), dotted(path))), path)
+        return self.checked(Secret(text.strip(), source_of(self.at(path), dotted(path))), path)
 
     def living(self, text: str, path: Path) -> Secret:
         """Return the secret *text* that stands at *path*, and follows the files that it comes from."""
@@ -117,7 +117,7 @@ class Draft:
         files = self.filler.files(written)
         if not files or not isinstance(written, str):
             return secret
-        return self.follow(secret, files, lambda: self.filler.text(written))
+        return self.follow(secret, files, lambda: self.filler.text(written).strip())
 
     def follow(self, secret: Secret, files: Iterable[str], read: Callable[[], str]) -> Secret:
         """Return *secret* as one that is *read* anew when one of *files* changes."""
@@ -134,4 +134,14 @@ class Draft:
             self.problem(
                 path, f"the secret from {secret.source} has a character no header can hold"
             )
+        elif text[0] in "'\"" and text[-1] == text[0]:
+            self.note(path, f"the secret from {secret.source} has quotes around it: leave them out")
+        elif text.lower().startswith("bearer ") and not self._says_header(path):
+            said = '"Bearer ", which is put there where it belongs: leave it out'
+            self.note(path, f"the secret from {secret.source} begins with {said}")
         return secret
+
+    def _says_header(self, path: Path) -> bool:
+        """Return whether the secret at *path* goes into a header of its own, just as it is."""
+        table = self.at(path[:-1])
+        return isinstance(table, Mapping) and "header" in table

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 from proxy.config.draft import Draft
+from proxy.config.instead import MISPLACED, is_route
 from proxy.config.problems import Path
 from proxy.config.tables import KeyTable
 from proxy.keys import Key, KeyRing
@@ -42,6 +43,8 @@ def _digest(draft: Draft, name: str, table: KeyTable, *, exposed: bool) -> bytes
         draft.problem((*path, "hash"), "must be `sha256:` and 64 hexadecimal digits, lower case")
     elif table.secret is not None:
         short = isinstance(draft.at(path), str)
+        if short and is_route(draft.at(path), {*draft.file.upstreams, *draft.presets}):
+            draft.problem(path, MISPLACED)
         if _HASH.fullmatch(table.secret):
             draft.problem(path, 'would be a key itself; write `{ hash = "sha256:…" }`')
         text = draft.secret(table.secret, path if short else (*path, "secret")).reveal()

@@ -17,7 +17,7 @@ def never_asked(route: Route, surfaces: Sequence[Surface], *, hooked: bool) -> I
     lists = [route.groups] if route.switch is None else [*route.switch.to.values()]
     served = _served(surfaces)
     through = not hooked and all(surface.auth == "passthrough" for surface in surfaces)
-    for groups in lists:
+    for groups in filter(None, lists):  # of one that leads nowhere more is told elsewhere
         seen: set[tuple[str, str | None]] = set()
         first = groups[0].targets[0]
         for group in groups:

@@ -6,12 +6,14 @@ quote the second, so that what an environment variable holds cannot appear in on
 
 import re
 import tomllib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from proxy.config.files import ROUTES_BYTES, SECRET_BYTES, Unreadable, read_regular
+from proxy.config.instead import of_line
 from proxy.config.problems import ConfigError, Path, Problem
 
 _REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$\{")
@@ -50,14 +52,17 @@ def fetch(file: FilePath) -> bytes:
 def parse(file: FilePath, content: bytes) -> dict[str, Any]:
     """Return the *content* of *file*, parsed, as it is written. Raises `ConfigError`."""
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        return tomllib.loads(content.decode("utf-8-sig"))  # Windows puts a BOM before it
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text (byte {error.start})"
+        if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            message = "is UTF-16 text; save it as UTF-8"
         raise ConfigError(str(file), [Problem((), message)]) from None
     except RecursionError:
         raise ConfigError(str(file), [Problem((), "is nested too deeply")]) from None
     except ValueError as error:  # tomllib.TOMLDecodeError, and what its parts raise
-        raise ConfigError(str(file), [Problem((), f"is not TOML: {error}")]) from None
+        message = f"is not TOML: {error}{of_line(content, str(error))}"
+        raise ConfigError(str(file), [Problem((), message)]) from None
 
 
 class Filler:
@@ -95,7 +100,7 @@ class Filler:
 
         Raises `Unset` where there is one that cannot be read.
         """
-        value = self._environ.get(name)
+        value = self._own(name)
         if value:
             if not _is_text(value):
                 raise Unset(f"the environment variable {name} is not UTF-8 text")
@@ -105,7 +110,11 @@ class Filler:
 
     def pointer(self, name: str) -> str | None:
         """Return the file that stands in for the variable *name*, if one does."""
-        return None if self._environ.get(name) else self._environ.get(name + "_FILE") or None
+        return None if self._own(name) else self._environ.get(name + "_FILE") or None
+
+    def _own(self, name: str) -> str:
+        """Return the value of the variable itself: white space around it is nobody's secret."""
+        return self._environ.get(name, "").strip()
 
     def files(self, written: object) -> tuple[str, ...]:
         """Return the files that the value *written* comes from."""
@@ -155,7 +164,7 @@ def _read_secret(path: str, what: str) -> str:
     who puts a secret where a path belongs must not read it there.
     """
     try:
-        return read_regular(path, SECRET_BYTES).decode("utf-8").rstrip("\r\n")
+        return read_regular(path, SECRET_BYTES).decode("utf-8-sig").strip()
     except Unreadable as error:
         raise Unset(f"{what} cannot be read: {error}") from None
     except UnicodeDecodeError:

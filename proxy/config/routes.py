@@ -6,6 +6,7 @@ from functools import partial
 
 from proxy import dialects
 from proxy.config.draft import FRAMING, TOKEN, Draft
+from proxy.config.instead import MISPLACED, is_route
 from proxy.config.problems import Path, dotted
 from proxy.config.tables import RouteTable
 from proxy.config.upstreams import Layer, Upstreams, said, timeouts_of
@@ -344,6 +345,8 @@ def unrouted_of(draft: Draft, upstreams: Upstreams) -> Unrouted:
         if upstream is None:
             if not draft.is_told("upstreams", to):
                 hint = draft.hint(path, to, upstreams.known())
+                if is_route(draft.at(path), upstreams.known()):
+                    hint = f"; it {MISPLACED}"
                 draft.problem(path, f"there is no upstream {draft.quoted(path)}{hint}")
             continue
         if prefix in dialects.ENDPOINTS and prefix not in _KEPT:

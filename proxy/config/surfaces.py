@@ -178,7 +178,9 @@ def _addresses(draft: Draft, texts: Iterable[str], path: Path) -> Iterable[Addre
         if address is not None:
             yield address
         else:
-            draft.problem(path, 'must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
+            draft.problem(
+                path, 'must be "HOST:PORT", such as "127.0.0.1:8080", "[IPV6]:PORT" or "unix:/PATH"'
+            )
 
 
 def _shared(
