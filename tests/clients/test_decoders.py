@@ -23,7 +23,8 @@ from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import CHUNKED, SSE, Conn, Received, Upstream, chunk, head
 
 GO = shutil.which("go")
-MODULE = Path(__file__).parent / "go"
+JAVA, MAVEN = shutil.which("java"), shutil.which("mvn")
+HERE = Path(__file__).parent
 WORDS = ["one", "two", "three"]
 SILENCE = 0.3
 
@@ -267,7 +268,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("go is not installed")
     built = tmp_path_factory.mktemp("go") / "ask"
     done = subprocess.run(
-        [GO, "build", "-o", built, "."], cwd=MODULE, capture_output=True, timeout=900, check=False
+        [GO, "build", "-o", built, "."],
+        cwd=HERE / "go",
+        capture_output=True,
+        timeout=900,
+        check=False,
     )
     if done.returncode and b"dial tcp" in done.stderr:
         pytest.skip("the modules for Go are not here, and cannot be fetched")
@@ -285,3 +290,35 @@ async def test_go(program: Path, sdk: str) -> None:
         assert whole == {"came": [*WORDS, ""], "error": ""}
         half = await _run(str(program), env=_environment(proxy, SDK=sdk, MODEL="half"))
     assert half == {"came": WORDS[:2], "error": "unexpected EOF"}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The class path of the program in `java/`, built."""
+    if JAVA is None or MAVEN is None:
+        pytest.skip("java or mvn is not installed")
+    built = tmp_path_factory.mktemp("java")
+    shutil.copytree(HERE / "java", built, dirs_exist_ok=True)
+    file = built / "path"
+    goals = ["compile", "dependency:build-classpath", f"-Dmdep.outputFile={file}"]
+    done = subprocess.run(
+        [MAVEN, "-q", "-B", *goals], cwd=built, capture_output=True, timeout=900, check=False
+    )
+    if b"Could not transfer artifact" in done.stdout:
+        pytest.skip("the packages for Java are not here, and cannot be fetched")
+    assert done.returncode == 0, done.stdout.decode()
+    return f"{built / 'target/classes'}:{file.read_text()}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(960)
+async def test_java(classes: str) -> None:
+    """Nor does the one for Java."""
+    assert JAVA is not None
+    async with commenting() as proxy:
+        ask = (JAVA, "-cp", classes, "Ask")
+        whole = await _run(*ask, env=_environment(proxy, MODEL="slow"))
+        assert whole == {"came": [*WORDS, ""], "error": ""}
+        half = await _run(*ask, env=_environment(proxy, MODEL="half"))
+    assert half["came"] == WORDS[:2]
+    assert half["error"] == "EOFException"
