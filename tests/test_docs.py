@@ -242,3 +242,43 @@ def test_commands_are_found() -> None:
         "x | trunkline y",
     ]
     assert [*commands("```console\n$ trunkline a  # b\ntrunkline said\n```\n")] == ["trunkline a"]
+
+
+# Where pages lead, and their words
+
+_LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#\s]+)")
+BESIDE = [
+    ROOT / name for name in ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+]
+
+
+@pytest.mark.parametrize("page", [*pages(), *BESIDE], ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """What a page links to is there."""
+    links = _LINK.findall(page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_reached() -> None:
+    """Who reads the README finds each page."""
+    readme = {
+        (ROOT / link).resolve() for link in _LINK.findall((ROOT / "README.md").read_text("utf-8"))
+    }
+    assert {*pages(), *BESIDE} - {ROOT / "README.md"} <= readme
+
+
+def test_glossary() -> None:
+    """The glossary has thirty words at most, each one once."""
+    words = re.findall(
+        r"^\| \*\*(.+?)\*\* \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert 20 < len(words) == len({*words}) <= 30
+
+
+def test_scripts_are_told() -> None:
+    """Contributors are told of each script, but for the two that only other scripts call."""
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    told = {*re.findall(r"^\| `(scripts/\w+|\.ci/run)` \|", page, re.MULTILINE)}
+    called = {"scripts/pythons", "scripts/venv"}
+    there = {f"scripts/{file.name}" for file in (ROOT / "scripts").iterdir()} | {".ci/run"}
+    assert told == there - called
