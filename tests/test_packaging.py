@@ -284,3 +284,27 @@ def test_checkout_is_installed() -> None:
     command = Path(sys.executable).parent / "trunkline"
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"trunkline {__version__}\n"), done.stderr
+
+
+# Everywhere
+
+WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+
+
+def test_workflow() -> None:
+    """Each Python that is promised is there when `.ci/run` is called; what others wrote is pinned."""
+    promised = {
+        text.rpartition(" ")[2]
+        for text in PROJECT["classifiers"]
+        if re.search(r":: \d\.\d+$", text)
+    }
+    looked_for = re.search(
+        r"for version in ([\d. ]+);", (ROOT / "scripts/pythons").read_text("utf-8")
+    )
+    assert looked_for is not None
+    assert promised == {*looked_for[1].split()}
+    assert promised == {*re.findall(r"^ +(3\.\d+)$", WORKFLOW, re.MULTILINE)}
+    assert re.search(r"^ +- run: .*\.ci/run$", WORKFLOW, re.MULTILINE)
+    used = re.findall(r"uses: \S+@(\S+)", WORKFLOW)
+    assert used
+    assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for commit in used)
