@@ -36,7 +36,7 @@ from proxy.form import find_model as find_in_form
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
 from proxy.outbound import CHUNKED, WEBSOCKET, keys_in, length, tokens_of, without_keys
-from proxy.relay import Downstream, Relay
+from proxy.relay import Downstream, Relay, Unnamed
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
 from proxy.target import (
@@ -363,7 +363,8 @@ class Forward:
 
     async def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> bool:
         route = exchange.route
-        relay = Relay(
+        kind = Unnamed if route is not None and exchange.model is None else Relay
+        relay = kind(
             exchange,
             opened.attempt,
             opened.connection,

@@ -8,9 +8,10 @@ never look finished.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.connection import BODILESS, Connection, Flow
 from proxy.dialects import Ending, shape_of
@@ -25,6 +26,7 @@ from proxy.errors import (
     Outcome,
     ProxyError,
     Shape,
+    printable,
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
@@ -40,7 +42,11 @@ GRACE_SECONDS = 2.0
 MEDIA_TYPE_BYTES = 128
 """How long a Content-Type may be to be kept: an upstream may say anything."""
 
+SEEN_BYTES = 16 * 1024
+"""So much of an answer is looked through for a model that the request did not name."""
+
 _LENGTH = b"content-length"
+_MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+"([^"\\]{1,256})"')
 _CORS = b"access-control-"
 _COMMENT = b": keepalive\n"
 """With one line end: where an empty line follows, some decoders take the two for an event without data."""
@@ -446,6 +452,29 @@ class Relay:
         self._exchange.bytes_out = max(0, self._exchange.bytes_out - unsent)
         self._upstream.close()
         self._out.abort()  # its buffer is full of what nobody takes
+
+
+class Unnamed(Relay):
+    """The answer to a request that named no model: which one it was, the log has from the answer."""
+
+    __slots__ = ("_seen",)
+
+    _seen: bytes | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seen = b""
+
+    def data(self, data: bytes) -> None:
+        super().data(data)
+        if self._seen is None:
+            return
+        self._seen += data[: SEEN_BYTES - len(self._seen)]
+        found = _MODEL.search(self._seen)
+        if found is not None:
+            self._exchange.model = printable(found[1].decode("utf-8", "replace"))
+        if found is not None or len(self._seen) == SEEN_BYTES:
+            self._seen = None
 
 
 def is_stream(headers: Headers) -> bool:

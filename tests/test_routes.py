@@ -17,6 +17,7 @@ from proxy.routes import Base, Group, Origin, Route, RouteTable, Target, Unroute
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream as Scripted
+from tests.harness.upstream import answer
 
 Read = Callable[[str], RouteTable]
 
@@ -412,15 +413,37 @@ SILENT = [
 @pytest.mark.parametrize("more", ["", '\ndef = "sandbox/echo"', '\n"def*" = "sandbox/echo"'])
 async def test_missing_model_stays_missing(upstream: Scripted, body: bytes, more: str) -> None:
     """Without a route `default`, a request that names no model goes where any name goes, as it came: no
-    model is put in, and none is in the log.
+    model is put in.
     """
     toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}", model = "*" }}{more}'
     async with serving(toml) as proxy:
         assert (await call(proxy.port, body)).status == 200
         assert (await call(proxy.port, body)).status == 200
         record = await proxy.record(2)
-        assert (record["model"], record["upstream_model"], record["route"]) == (None, None, "*")
+        assert (record["upstream_model"], record["route"]) == (None, "*")
     assert [received.body for received in upstream.requests] == [body, body]
+
+
+@pytest.mark.parametrize(
+    ("answered", "model"),
+    [
+        (b'{"id":"x","model":"their-own","choices":[]}', "their-own"),
+        (b'{"id":"x","message":{"model" : "their\xc3\xa9"}}', "theiré"),
+        (b'{"text":"\\"model\\":\\"x\\""}', None),
+        (b'{"model":5}', None),
+        (b'{"text":"' + b"x" * 20_000 + b'","model":"late"}', None),
+        (b'{"text":"' + b"x" * 9_000 + b'","model":"n"}', "n"),
+    ],
+)
+async def test_model_that_the_answer_names(
+    upstream: Scripted, answered: bytes, model: str | None
+) -> None:
+    """The log has the model that the upstream took for a request that named none, if it says so early."""
+    upstream.will(answer(body=answered))
+    toml = f'[routes]\n"*" = {{ base_url = "{upstream.url}" }}'
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, chat(None))).body == answered
+        assert (await proxy.record())["model"] == model
 
 
 @pytest.mark.parametrize("body", SILENT)
