@@ -18,9 +18,10 @@ pytest_plugins = ["tests.faces.report"]
 THOROUGH = {
     "bench", "clients", "faces", "faults", "fuzz",
     "test_bench.py", "test_children.py", "test_cli.py", "test_config.py", "test_descriptors.py", "test_docs.py",
-    "test_faces_surfaces.py", "test_form.py", "test_heads_differential.py", "test_keys_verb.py",
+    "test_faces_surfaces.py", "test_form.py", "test_heads_differential.py", "test_keys_verb.py", "test_live.py",
     "test_load.py", "test_openapi.py", "test_opening.py", "test_pages.py", "test_reload.py", "test_secrets.py",
-    "test_server.py", "test_smuggling.py", "test_supervisor.py", "test_transparency.py",
+    "test_server.py", "test_signals.py", "test_smuggling.py", "test_supervisor.py", "test_transparency.py", "test_tunnel.py",
+    "test_unrouted.py",
 }  # fmt: skip
 """Directories and files that `--quick` leaves out: what takes long, and what tries the clients more than us."""
 
