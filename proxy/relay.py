@@ -269,7 +269,7 @@ class Relay:
             self._keepalive = None
         if (
             self._asked is not None
-            and is_good(status)
+            and (status == 200 or (self._tap is not None and is_good(status)))
             and is_plain(headers)
             and _has_model(headers)
         ):

@@ -939,7 +939,7 @@ async def test_echo_asks_for_plain_answers(upstream: Upstream) -> None:
     """Where a name is to be put in, the upstream is asked not to encode: every SDK offers gzip, and most
     vendors take it. Elsewhere the client's offer goes up as it is.
     """
-    offer = (b"Accept-Encoding", b"gzip, deflate, br")
+    offer = (b"Accept-Encoding", b"gzip, deflate")
     for surface, sent in ((ECHO, [b"identity"]), ("", [offer[1]])):
         async with serving(facing(upstream, surface)) as proxy:
             await call(proxy.port, chat("asked"), headers=[offer])
@@ -1012,7 +1012,7 @@ async def test_echo_beside_keepalive_comments(upstream: Upstream) -> None:
         asyncio.timeout(10),
     ):
         await client.send(request(chat("asked", stream=True)))
-        first = await client.reader.readuntil(b": keepalive\n\n")
+        first = await client.reader.readuntil(b": keepalive\n")
         assert b'data: {"model":"asked"}\n\n' in first
         more.set()
         rest = await client.reader.readuntil(b"0\r\n\r\n")
@@ -1022,16 +1022,13 @@ async def test_echo_beside_keepalive_comments(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("end", ["cut", "reset"])
 async def test_echo_of_a_cut_stream(upstream: Upstream, end: str) -> None:
-    """What is held when a stream breaks passes as it is, and then comes the error; nothing looks finished."""
+    """What is held when a stream breaks passes as it is, and is left open there; nothing looks finished."""
     half = b'data: {"model":"theirs","x":'
     upstream.will(stream(event(b'{"model":"theirs"}'), half, end=end))
     async with serving(facing(upstream, ECHO)) as proxy:
         got = await call(proxy.port, chat("asked", stream=True))
         assert not got.whole
-        start = event(b'{"model":"asked"}') + half + b"\n\ndata: "
-        assert got.body.startswith(start)
-        error = orjson.loads(got.body.removeprefix(start))["error"]
-        assert error["code"] == "upstream_disconnected"
+        assert got.body == event(b'{"model":"asked"}') + half
         assert (await proxy.record())["outcome"] == "upstream_cut"
 
 
@@ -1043,8 +1040,8 @@ async def test_echo_of_a_stream_that_falls_silent(upstream: Upstream) -> None:
     async with serving(toml) as proxy:
         got = await call(proxy.port, chat("asked", stream=True))
         assert not got.whole
-        assert got.body.startswith(half)
-        assert b"upstream_idle_timeout" in got.body
+        assert got.body == half
+        assert (await proxy.record())["error"] == "upstream_idle_timeout"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, len(PLAIN) - 1])

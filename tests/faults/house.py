@@ -455,8 +455,8 @@ def check_relayed(at: At, nonce: bytes, got: Answer | None) -> None:
 
 
 def _follows(said: Said, got: Answer) -> bool:
-    body = got.body.replace(b": keepalive\n\n", b"")
-    theirs = said.body.replace(b": keepalive\n\n", b"")
+    body = got.body.replace(b": keepalive\n", b"")
+    theirs = said.body.replace(b": keepalive\n", b"")
     whole = got.whole
     if body == theirs:
         return not whole or said.complete is not False or any(mark in body for mark in MARKS)

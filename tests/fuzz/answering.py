@@ -12,7 +12,7 @@ from tests.fuzz.plan import BEGINS, GRACE, IDLE, KEEPALIVE, SLACK
 from tests.fuzz.rules import Rules
 from tests.fuzz.vendor import Call
 
-COMMENT = b": keepalive\n\n"
+COMMENT = b": keepalive\n"
 ERRORS = {
     "upstream_disconnected": "upstream_cut",
     "upstream_incomplete": "upstream_cut",
@@ -80,13 +80,12 @@ class Answered(Rules):
 
 @dataclass
 class Relayed(Rules):
-    """Of every answer of a vendor's: what stands *before* an error event of the proxy's own, less all
-    comments; of that what is *relayed*; and the *code* of that event, if there is one.
+    """Of every answer of a vendor's: what is *relayed* of it, less all comments, and the *code* of the error
+    event of the proxy's own behind it, if there is one.
     """
 
     ask: Ask
     call: Call
-    before: bytes
     relayed: bytes
     code: str | None = None
 
@@ -95,18 +94,15 @@ class Relayed(Rules):
         """Tell what comes from *call*'s vendor, and what from the proxy, in what *ask* has of it."""
         body = ask.reading.body
         if not call.checked:
-            return cls(ask, call, body, body)
+            return cls(ask, call, body)
         if ask.plan.keepalive:
             body = body.replace(COMMENT, b"")
         last = body.removesuffix(b"\n\n").rpartition(b"\n\n")[2] + b"\n\n"
         event = _EVENT.fullmatch(last) if body.endswith(last) else None
         code = None if event is None else _code(ask, orjson.loads(event[1]))
         if code is None:
-            return cls(ask, call, body, body)
-        before = relayed = body.removesuffix(last)
-        if not call.sent.startswith(before):  # an event was open, and has been closed
-            relayed = before.removesuffix(b"\n\n")
-        return cls(ask, call, before, relayed, code)
+            return cls(ask, call, body)
+        return cls(ask, call, body.removesuffix(last), code)
 
     @property
     def _silent_for(self) -> float:
@@ -123,11 +119,8 @@ class Relayed(Rules):
         return self.call.status not in (302, 401)
 
     def an_error_event_stands_by_itself(self) -> bool:
-        """An error stands between events: one that is open is closed before, and no other."""
-        if self.code is None:
-            return True
-        closed = self.before != self.relayed
-        return _between(self.before) and not (closed and _between(self.relayed))
+        """An error stands between events: where one is open there is none."""
+        return self.code is None or _between(self.relayed)
 
     def bytes_are_the_vendors(self) -> bool:
         """What is relayed is what was sent, byte for byte, and all of it where it looks complete."""

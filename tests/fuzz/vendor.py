@@ -116,7 +116,7 @@ class Call:
     @property
     def complete(self) -> bool:
         """Whether an end now is an end, or was one."""
-        if not self.checked:
+        if not self.checked or (self.framing == "length" and self.finished):
             return self.finished
         early = bool(self.kind.early) and self.events()[-1:] == [self.kind.early]
         done = self.kind.mark == DONE and (b"\n" + self.sent).endswith(b"\n" + DONE.rstrip())
