@@ -64,6 +64,9 @@ def find_model(body: Body, boundary: bytes) -> Found:
     in whatever case, or if the former is not a short plain text.
     """
     first = body.find(b"--" + boundary)
+    if body[: max(first, 0)].lstrip().startswith((b"{", b"[")):
+        # Many readers in Go take what begins with JSON for JSON, whatever it is called and goes on with.
+        raise BodyError("the form has JSON before its first part")
     stream: bool | None = None
     found, heads = None, 0
     for begin, end in _parts(body, b"--" + boundary, first):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from sys import getsizeof
+from urllib.parse import unquote
 
 from proxy.balance import Choice, Scores, order
 from proxy.body import Body, BodyError, Found, Piece, splice
@@ -32,9 +33,19 @@ from proxy.headers import NO_NAMES, Names
 from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, from_azure, head, length
 from proxy.relay import is_good, is_plain, is_stream, outcome_of
-from proxy.retry import CREDENTIAL_REST_SECONDS, RULES, TOO_LONG, Failed, Rule, Trip, again, rule_of
+from proxy.retry import (
+    CREDENTIAL_REST_SECONDS,
+    NOT_PERMITTED,
+    RULES,
+    TOO_LONG,
+    Failed,
+    Rule,
+    Trip,
+    again,
+    rule_of,
+)
 from proxy.routes import Group, Route, Target, Upstream
-from proxy.shapes import LOOKED_AT, Meaning, meaning, named, read, unpacked
+from proxy.shapes import LOOKED_AT, Meaning, Said, hearsay, meaning, named, said, unpacked
 from proxy.sse import first_error, has_event, status_of
 from proxy.target import path_for, query_for
 from proxy.transport import Transport, least
@@ -53,6 +64,7 @@ CUT_SHORT_SECONDS = 0.02
 _STANDS_FOR: dict[Meaning | None, int] = {
     Meaning.CREDENTIAL: 401,
     Meaning.ACCOUNT: 402,
+    Meaning.PERMISSION: NOT_PERMITTED,
     Meaning.TOO_LONG: TOO_LONG,
 }
 """What an error is taken for whose status says less than its body."""
@@ -144,7 +156,7 @@ class Asked:
 @dataclass(slots=True, eq=False)
 class Opened:
     """An answer that has begun, on *connection*, to an *attempt* at *choice*. *stands_for* is its
-    status, or what its body says that it should have been.
+    status, or what its body says that it should have been; *hearsay*: where the caller may have made it.
     """
 
     choice: Choice
@@ -153,6 +165,7 @@ class Opened:
     attempt: Attempt
     probe: int
     stands_for: int = 0
+    hearsay: bool = False
 
 
 class Opener:
@@ -471,7 +484,7 @@ class _Opening:
             opener.transport.drop(connection)
             raise
         health.answered(attempt.ended, _as_status(reason), attempt.ended - started, probe)
-        if reason == 401 and not asked.passthrough:
+        if reason == 401 and not asked.passthrough and not opened.hearsay:
             self._note_refusal(choice)
         rule = rule_of(reason, choice.target.retry.also)
         if rule is None or asked.upload is not None:
@@ -507,23 +520,31 @@ class _Opening:
             held = status in LOOKED_AT and not asked.passthrough
             body = await self._peek(connection, lambda _: not held, PEEK_SECONDS if held else 0.0)
             coding = headers.first.get(b"content-encoding", b"")
+            body = unpacked(body, coding)
             attempt = opened.attempt
-            attempt.vendor_code, attempt.vendor_type = named(unpacked(body, coding))
-            return self._stands_for(status, read(status, body, coding)) if held else status
+            attempt.vendor_code, attempt.vendor_type = named(body)
+            return self._stands_for(opened, status, said(body)) if held else status
         if route is None or not route.peek or not is_good(status):
             return status
         if is_stream(headers) and is_plain(headers):
             body = await self._peek(connection, has_event)
             if (error := first_error(body)) is not None:
-                return self._stands_for(status_of(error), meaning(400, error))
+                return self._stands_for(opened, status_of(error), error, 400)
         return status
 
-    def _stands_for(self, status: int, meant: Meaning | None) -> int:
-        """Return what an error of *status* is taken for that is *meant* so."""
-        route = self._asked.route
+    def _stands_for(self, opened: Opened, status: int, told: Said, read_as: int = 0) -> int:
+        """Return what an error of *status*, *read as* one of another, is taken for that has *told* this."""
+        route, exchange, asked = self._asked.route, self._asked.exchange, self._asked
+        meant = meaning(read_as or status, told)
+        coded = meaning(read_as or status, Said(told.codes)) is meant
         if meant is Meaning.TOO_LONG and (route is None or not route.on_context_length):
             return status
-        return _STANDS_FOR.get(meant, status)
+        stands_for = _STANDS_FOR.get(meant, status)
+        if stands_for in (401, 402) and not coded:
+            target = unquote(f"{exchange.path}?{exchange.query}")
+            unseen = asked.upload is not None
+            opened.hearsay = unseen or hearsay(told, asked.body, asked.name or "", target)
+        return stands_for
 
     async def _peek(
         self,
@@ -542,7 +563,7 @@ class _Opening:
         """Say that the answer *opened* is one after which another upstream may be asked."""
         choice, headers = opened.choice, opened.connection.headers
         after = retry_after(headers, self._opener.wall())
-        if reason in (402, 429):
+        if reason in (402, 429) and not self._asked.passthrough and not opened.hearsay:
             self._rest(choice, REST_SECONDS if after is None else after)
         begun = opened.connection.status < 400
         return Failed(choice, reason, after=after, hint=should_retry(headers), begun=begun)
@@ -579,4 +600,4 @@ def _known(choice: Choice, asked: Asked) -> bool:
 
 
 def _as_status(reason: int) -> int:
-    return 400 if reason == TOO_LONG else reason
+    return {TOO_LONG: 400, NOT_PERMITTED: 403}.get(reason, reason)

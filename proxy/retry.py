@@ -27,6 +27,8 @@ CREDENTIAL_REST_SECONDS = 60.0
 """How long a credential rests that the upstream refused."""
 TOO_LONG = 1400
 """Stands for a 400 that says the context is too long, in the place of its status."""
+NOT_PERMITTED = 1403
+"""Stands for an error that says what our credential may not do, though it may do other things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ RULES: dict[Fault | int, Rule] = {
     503: _UNAVAILABLE,
     529: _UNAVAILABLE,
     TOO_LONG: Rule(next="yes"),
+    NOT_PERMITTED: Rule(next="yes", sibling=True),
     **dict.fromkeys((500, 502, 504, *range(520, 525)), _BROKEN),
     **dict.fromkeys((525, 526, 530), _NOT_THERE),  # what stands in front has not reached it
 }

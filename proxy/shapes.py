@@ -7,7 +7,8 @@ alone.
 
 A message may quote what a caller has sent, and what a credential's rest hangs on must not be a
 caller's to say. So the words by which a credential or an account is known are those with which a
-message begins.
+message begins, and not even those count that the request has in it (`hearsay`); and what holds for
+this request only, as a model that is not ours to use, is told from what holds for all (`PERMISSION`).
 """
 
 import re
@@ -20,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-LOOKED_AT = frozenset({400, 403, 413, 422})
-"""The statuses whose body says what they mean. A 401 and a 402 mean one thing."""
+LOOKED_AT = frozenset({400, 402, 403, 413, 422})
+"""The statuses whose body says what they mean. A 401 means one thing."""
 BYTES = 64 * 1024
 """No more than this is unpacked of a body."""
 DEPTH = 6
@@ -34,8 +35,12 @@ class Meaning(Enum):
     CREDENTIAL = "credential"
     """Our credential was refused: it is wrong, expired or revoked."""
     ACCOUNT = "account"
-    """What stands behind our credential was refused: the account, its credit, its region, or what the
-    key is permitted. Another one may fare better.
+    """What stands behind our credential was refused: the account, its credit, or its region. Another one
+    may fare better.
+    """
+    PERMISSION = "permission"
+    """Our credential may not do this, or its account cannot pay for it. Another one may fare better, and so
+    may other requests with this one.
     """
     TOO_LONG = "too_long"
     """The request is longer than the model's context."""
@@ -55,7 +60,7 @@ class Shape:
 
 
 def _words(*alternatives: str) -> re.Pattern[str]:
-    return re.compile("|".join(alternatives), re.IGNORECASE)
+    return re.compile("|".join(alternatives), re.IGNORECASE | re.ASCII)
 
 
 SHAPES = (
@@ -138,13 +143,8 @@ SHAPES = (
         frozenset(
             {
                 "access_terminated",
-                "access_token_scope_insufficient",  # Google
                 "account_deactivated",
                 "accountoverdueerror",  # Volcengine
-                "allocationquota.freetieronly",  # DashScope
-                "api_key_http_referrer_blocked",
-                "api_key_ip_address_blocked",
-                "api_key_service_blocked",
                 "arrearage",  # DashScope
                 "billing_disabled",
                 "billing_hard_limit_reached",  # OpenAI
@@ -152,19 +152,15 @@ SHAPES = (
                 "consumer_invalid",
                 "consumer_suspended",
                 "insufficient_balance",
-                "insufficient_permissions",
                 "insufficient_quota",
                 "organization_restricted",  # Groq
-                "service_disabled",
                 "unsupported_country_region_territory",  # OpenAI
             }
         ),
         _words(
             r"your credit balance is too low",  # Anthropic
             r"this organization has been disabled",
-            r"your organization must be verified",  # OpenAI
             r"user location is not supported",  # Gemini
-            r"operation not allowed\W*\Z",  # Bedrock
             r"billing hard limit",
             r"access denied, please make sure your account is in good standing",
         ),
@@ -172,12 +168,48 @@ SHAPES = (
     Shape(
         Meaning.ACCOUNT,
         frozenset({403}),
+        frozenset({"exceeded_current_quota_error"}),
+        _words(
+            r"request not allowed\W*\Z",  # Anthropic, of a region
+            r"key limit exceeded",  # OpenRouter
+            r"your (?:newly created )?team\b.{0,80}(?:credits|spending limit)",  # xAI
+            r"(?:sorry, )?(?:your )?account balance is insufficient",  # SiliconFlow
+            r"insufficient (?:account )?(?:balance|credits?|funds|quota)",
+        ),
+    ),
+    Shape(
+        Meaning.PERMISSION,
+        frozenset({402}),
+        frozenset(),
+        _words(r"this request requires more credits"),  # OpenRouter: or fewer `max_tokens`
+    ),
+    Shape(
+        Meaning.PERMISSION,
+        frozenset({400, 403}),
+        frozenset(
+            {
+                "access_token_scope_insufficient",  # Google
+                "allocationquota.freetieronly",  # DashScope
+                "api_key_http_referrer_blocked",
+                "api_key_ip_address_blocked",
+                "api_key_service_blocked",
+                "insufficient_permissions",
+                "service_disabled",
+            }
+        ),
+        _words(
+            r"your organization must be verified",  # OpenAI
+            r"operation not allowed\W*\Z",  # Bedrock
+        ),
+    ),
+    Shape(
+        Meaning.PERMISSION,
+        frozenset({403}),
         frozenset(
             {
                 "accessdenied",  # Azure
                 "accessdenied.unpurchased",
                 "accessdeniedexception",  # Bedrock
-                "exceeded_current_quota_error",
                 "iam_permission_denied",
                 "model.accessdenied",  # DashScope
                 "model_not_found",  # OpenAI: a project without access to the model
@@ -191,19 +223,15 @@ SHAPES = (
             }
         ),
         _words(
-            r"request not allowed\W*\Z",  # Anthropic, of a region
             r"you don't have access to the model",  # Bedrock
             r"user: \S+ is not authorized to perform",
             r"access to .{1,40} models is not allowed from unsupported countries",
             r"(?:country|region)[^.]{0,30} not supported",
             r"access denied",  # Azure, Groq
             r"public access is disabled",
-            r"key limit exceeded",  # OpenRouter
-            r"your (?:newly created )?team\b.{0,80}(?:credits|spending limit|access)",  # xAI
-            r"(?:sorry, )?(?:your )?account balance is insufficient",  # SiliconFlow
-            r"insufficient (?:account )?(?:balance|credits?|funds|permissions?|quota)",
+            r"your (?:newly created )?team\b.{0,80}access",  # xAI
             r"this authentication method does not have sufficient permissions",  # Hugging Face
-            r"you have insufficient permissions",
+            r"(?:you have )?insufficient permissions?",
             r"(?:the caller|you|your api key) (?:does|do) not have (?:permission|access)",
             r"(?:project|organization|team|workspace)\b.{0,80} does not have access to",
         ),
@@ -240,12 +268,6 @@ def read(status: int, body: bytes, coding: bytes = b"") -> Meaning | None:
     """Return what an answer of *status* with *body*, in the content *coding*, means; None where it is
     nothing that the table knows.
     """
-    if status == 401:
-        return Meaning.CREDENTIAL
-    if status == 402:
-        return Meaning.ACCOUNT
-    if status not in LOOKED_AT:
-        return None
     return meaning(status, said(unpacked(body, coding)))
 
 
@@ -254,8 +276,30 @@ def meaning(status: int, told: Said) -> Meaning | None:
     for shape in SHAPES:
         if status in shape.statuses and _fits(shape, told):
             refused = any(_REFUSED.search(text) for text in (*told.codes, *told.texts))
-            return None if refused and shape.meaning is Meaning.ACCOUNT else shape.meaning
-    return None
+            others = shape.meaning in (Meaning.ACCOUNT, Meaning.PERMISSION)
+            return None if refused and others else shape.meaning
+    return _PLAINLY.get(status)
+
+
+_PLAINLY = {401: Meaning.CREDENTIAL, 402: Meaning.ACCOUNT}
+"""What a status means of which no row knows better."""
+_SURE_CHARS = 12
+"""No words of the table by which a credential or an account is known are shorter."""
+_ESCAPED = re.compile(rb"\\u00(?:2[0dD]|[4-7])")
+"""A letter of ours, a space or a hyphen, written so that it is not found."""
+
+
+def hearsay(told: Said, request: bytes | bytearray, *names: str) -> bool:
+    """Return whether the caller may have put into an error what it has *told*: a message begins with what
+    stands in the *request*, or in one of the *names* that it says elsewhere. Vendors do begin with a field
+    that they do not know, or a model.
+    """
+    if _ESCAPED.search(request):
+        return True
+    places = (request.lower(), *[name.lower().encode("utf-8", "replace") for name in names])
+    beginnings = [text.lstrip()[:_SURE_CHARS].lower() for text in told.texts]
+    sought = [begin.encode("utf-8", "replace") for begin in beginnings if begin]
+    return any(begin in place for begin in sought for place in places)
 
 
 def _fits(shape: Shape, told: Said) -> bool:

@@ -36,9 +36,14 @@ def path_for(path: str, model: str) -> str:
 
 def model_in_query(query: str) -> str | None:
     """Return the model that *query* names, if it names one. Raises `BodyError` for two of them, in
-    whatever case.
+    whatever case, and for a `deployment`, which Azure takes for one.
     """
-    found = [part for part in query.split("&") if _may_name_model(part)]
+    parts = query.split("&")
+    found = [part for part in parts if _may_name_model(part)]
+    if any(";" in part and any(map(_may_name_model, part.split(";")[1:])) for part in parts):
+        raise _behind_semicolon()
+    if any(_name(part).casefold() == "deployment" for part in parts):
+        raise BodyError("the query names a `deployment`; write `model`", "model")
     if len(found) > 1:
         raise BodyError("the query has two `model` parameters", "model")
     if found and not _names_model(found[0]):
@@ -57,10 +62,15 @@ def without_model(query: str, asked: str | None) -> str:
             if asked is None or _value(part) != asked:
                 raise BodyError("the query names another `model` than the body does", "model")
         elif any(map(_may_name_model, part.split(";"))):  # which some readers take for an `&`
-            raise BodyError("the query names a `model` behind a semicolon", "model")
+            raise _behind_semicolon()
         else:
             kept.append(part)
     return "&".join(kept)
+
+
+def _behind_semicolon() -> BodyError:
+    """Return the refusal of what some readers take for an `&`."""
+    return BodyError("the query names a `model` behind a semicolon", "model")
 
 
 def model_in_deployment(deployment: str) -> str:

@@ -435,6 +435,15 @@ def test_what_follows_the_end(end: bytes) -> None:
     assert spliced(body, "new") == form(FIELD % (b"model", b"new"), FILE % b"a")[:-2] + end
 
 
+@pytest.mark.parametrize("before", [b'{"model":"b"}', b' \r\n{"model":"b"}', b'[{"model":"b"}]'])
+def test_json_before_a_form(before: bytes) -> None:
+    """JSON before the first part is refused: some read that first, and look at nothing else."""
+    part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--b--\r\n'
+    assert find_model(b"preamble\r\n" + part, b"b").model == "a"
+    with pytest.raises(BodyError, match="JSON"):
+        find_model(before + b"\r\n" + part, b"b")
+
+
 def test_an_empty_form() -> None:
     """A model is put even into a form that has no part at all."""
     assert find_model(form(), B).start == 0

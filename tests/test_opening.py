@@ -1764,6 +1764,49 @@ async def test_a_403_that_is_no_credentials(upstream: Upstream) -> None:
         assert (got.status, got.body, len(upstream.requests)) == (403, body, 1)
 
 
+FIELD = b'{"error":{"message":"invalid api key: Extra inputs are not permitted"}}'
+MODEL = b'{"error":{"message":"invalid api key is not a valid model ID","code":400}}'
+MINE: dict[str, tuple[int, bytes, bytes]] = {
+    "a field": (400, FIELD, b'{"model":"m","Invalid API key":1}'),
+    "a field, escaped": (400, FIELD, b'{"model":"m","\\u0069nvalid api key":1}'),
+    "a model": (400, MODEL, chat("invalid api key")),
+    "a model that is not ours": (403, b'{"error":{"code":"model_not_found"}}', chat("m")),
+    "more than we can pay": (402, b'{"message":"This request requires more credits"}', chat("m")),
+}
+"""What callers can bring a vendor to say: the status, what it says, and the request that did it."""
+
+
+@pytest.mark.parametrize("how", MINE)
+async def test_a_caller_lets_no_credential_rest(how: str, upstream: Upstream) -> None:
+    """What a caller can make a vendor say leads on, and lets no credential rest, that others need."""
+    code, body, request = MINE[how]
+    upstream.will(refusing(b"sk-one", answer(code, body), answer()))
+    toml = table("a", upstream.url, credential=TWO) + '[routes]\n"*" = "a/*"'
+    async with serving(toml) as proxy:
+        assert (await call(proxy.port, request)).status == 200
+        assert keys_seen(upstream) == ["one", "two"]
+        assert (await call(proxy.port, chat("m"))).status == 200
+        assert keys_seen(upstream)[2:] == ["one"]
+        await proxy.record(2)
+        assert proxy.events("credential_refused") == []
+
+
+@pytest.mark.parametrize("code", [402, 429])
+async def test_a_callers_own_limit_lets_nothing_rest(code: int, upstream: Upstream) -> None:
+    """Where the caller's own credential goes up, its limit says nothing of ours."""
+    toml = table("a", upstream.url, "passthrough = true", credential=TWO) + '[routes]\nm = "a/m"\n'
+    ours = closed_port()
+    for auth, port in (("passthrough", 0), ("none", ours)):
+        toml += f'[[surface]]\nname = "{auth}"\nlisten = "127.0.0.1:{port}"\nauth = "{auth}"\n'
+    upstream.will(status(code, (b"Retry-After", b"30")), answer())
+    async with serving(toml, listen=None) as proxy:
+        assert (await call(proxy.port, chat("m"), headers=[CANARY])).status == code
+        for _ in range(2):
+            assert (await call(ours, chat("m"))).status == 200
+        seen = sorted(request.value(b"authorization") or b"" for request in upstream.requests[1:])
+        assert seen == [b"Bearer sk-one", b"Bearer sk-two"]
+
+
 # Who rests
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.balance import Choice, Scores
 from proxy.errors import UPSTREAM_TIMEOUT, Fault, ProxyError
-from proxy.retry import RULES, TOO_LONG, Failed, Rule, Trip, again
+from proxy.retry import NOT_PERMITTED, RULES, TOO_LONG, Failed, Rule, Trip, again
 from proxy.routes import Base, Origin, Retry, Target, Upstream
 
 Reason = Fault | int
@@ -108,6 +108,7 @@ TABLE: list[tuple[Reason, str, str]] = [
     (402, "A", "ABC"),
     (429, "A", "ABC"),
     (TOO_LONG, "A", "ABC"),
+    (NOT_PERMITTED, "A", "ABC"),
     *((status, "A", "ABC") for status in UNREACHED),
     *((status, "AA", "ABCC") for status in BUSY),
     *((status, "A", "AB") for status in BROKEN),
@@ -124,7 +125,17 @@ def test_the_table(reason: Reason, alone: str, among: str) -> None:
 
 def test_the_table_is_complete() -> None:
     """Every fault has a row, and so have just the statuses that the table names."""
-    assert set(RULES) == {*Fault, 401, 402, 429, TOO_LONG, *BUSY, *BROKEN, *UNREACHED}
+    assert set(RULES) == {
+        *Fault,
+        401,
+        402,
+        429,
+        TOO_LONG,
+        NOT_PERMITTED,
+        *BUSY,
+        *BROKEN,
+        *UNREACHED,
+    }
     assert set(RULES) <= {reason for reason, _, _ in TABLE}
 
 
@@ -136,13 +147,13 @@ def test_what_counts_for_the_breaker() -> None:
 
 @pytest.mark.parametrize("reason", RULES, ids=str)
 def test_whose_matter_it_is(reason: Reason) -> None:
-    """After 401, 402 and 429 another credential of the same upstream will do; others are asked for by that
-    rule.
+    """After 401, 402, 429 and what a credential may not do another one of the same upstream will do; others
+    are asked for by that rule.
     """
     journey = Journey(places("AB"))
     journey.fails(reason)
     assert all(row is RULES[reason] for row in journey.rules)
-    assert RULES[reason].sibling is (reason in (401, 402, 429))
+    assert RULES[reason].sibling is (reason in (401, 402, 429, NOT_PERMITTED))
 
 
 def test_what_may_have_been_billed() -> None:
@@ -532,8 +543,8 @@ def may_be_billed(reason: Reason) -> bool:
     """
     if isinstance(reason, Fault):
         return reason in (Fault.STALE, Fault.AMBIGUOUS, Fault.LATE, Fault.MALFORMED)
-    free = (401, 402, 404, 405, 408, 410, 413, 415, 429, 503, 529, TOO_LONG, *UNREACHED)
-    return reason not in free
+    free = (401, 402, 404, 405, 408, 410, 413, 415, 429, 503, 529)
+    return reason not in (*free, TOO_LONG, NOT_PERMITTED, *UNREACHED)
 
 
 # Driven

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.shapes import BYTES, Meaning, named, read, said, unpacked
+from proxy.shapes import BYTES, Meaning, hearsay, meaning, named, read, said, unpacked
 
 LONG = [
     (400, b'{"error":{"message":"x","type":"invalid_request_error","code":"context_length_exceeded"}}'),
@@ -71,17 +71,21 @@ ACCOUNT = [
     (403, b'{"error":{"code":"unsupported_country_region_territory","message":"Country not supported"}}'),
     (403, b'{"error":{"code":403,"message":"x","status":"PERMISSION_DENIED","details":'
           b'[{"reason":"BILLING_DISABLED"}]}}'),
-    (403, b'{"message":"You don\'t have access to the model with the specified model ID."}'),
-    (403, b'{"message":"User: arn:x is not authorized to perform: x because no identity-based policy allows'
-          b' it"}'),
     (403, b'{"type":"error","error":{"type":"forbidden","message":"Request not allowed"}}'),
-    (403, b'{"type":"error","error":{"type":"permission_error","message":"Your API key does not have x"}}'),
     (403, b'{"error":{"message":"Key limit exceeded (total limit).","code":403}}'),
     (403, b'{"code":"The caller does not have permission to execute the specified operation","error":'
           b'"Your newly created team doesn\'t have any credits yet."}'),
+    (403, b'{"code":30001,"message":"Sorry, your account balance is insufficient","data":null}'),
+]  # fmt: skip
+PERMISSION = [
+    (403, b'{"message":"You don\'t have access to the model with the specified model ID."}'),
+    (403, b'{"message":"User: arn:x is not authorized to perform: x because no identity-based policy allows'
+          b' it"}'),
+    (403, b'{"type":"error","error":{"type":"permission_error","message":"Your API key does not have x"}}'),
     (403, b'{"error":{"code":"model_not_found","message":"Project `x` does not have access to model `m`"}}'),
     (403, b'{"error":{"code":"AccessDenied","message":"Access denied due to Virtual Network/Firewall rules."}}'),
-    (403, b'{"code":30001,"message":"Sorry, your account balance is insufficient","data":null}'),
+    (400, b'{"error":{"message":"Your organization must be verified to stream this model.","code":null}}'),
+    (402, b'{"error":{"message":"This request requires more credits, or fewer max_tokens.","code":402}}'),
 ]  # fmt: skip
 NOTHING = [
     (400, b""),
@@ -115,6 +119,7 @@ NOTHING = [
             (Meaning.TOO_LONG, LONG),
             (Meaning.CREDENTIAL, CREDENTIAL),
             (Meaning.ACCOUNT, ACCOUNT),
+            (Meaning.PERMISSION, PERMISSION),
             (None, NOTHING),
         )
         for status, body in rows
@@ -135,6 +140,34 @@ def test_a_caller_cannot_say_it(status: int, quoted: str) -> None:
     """A message that quotes the caller says nothing of our credential."""
     body = b'{"error":{"message":"Invalid value: \'%b\'.","param":"role","code":"invalid_value"}}'
     assert read(status, body % quoted.encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "doubted"),
+    [
+        (b'{"model":"m","Incorrect API key":1}', "", True),
+        (b'{"model":"m","incorrect api key":1}', "", True),
+        (b'{"\\u0049ncorrect API key":1}', "", True),
+        (b'{"incorrect\\u0020api key":1}', "", True),
+        (b'{"model":"m","text":"caf\\u00e9 \\u003cb\\u003e"}', "m", False),
+        (b"", "incorrect API key", True),
+        (b"", "/v1beta/models/Incorrect API key:generateContent", True),
+        (b"", "", False),
+    ],
+)
+def test_hearsay(request_: bytes, name: str, doubted: bool) -> None:
+    """What an error begins with may be the caller's own, where its request says it, however written."""
+    told = said(b'{"error":{"message":" Incorrect API key: Extra inputs are not permitted"}}')
+    assert meaning(400, told) is Meaning.CREDENTIAL
+    assert hearsay(told, request_, name) is doubted
+
+
+@pytest.mark.parametrize(
+    "written", ["\u0131nvalid api key", "un\u0131authorized", "api \u212aey expired"]
+)
+def test_no_other_letters(written: str) -> None:
+    """What only looks like a word of the table, once folded, is none: a request cannot be searched for it."""
+    assert read(403, b'{"message":"%b"}' % written.encode()) is None
 
 
 def test_codings() -> None:

@@ -196,6 +196,24 @@ def test_two_models_in_query(query: str) -> None:
     assert caught.value.field == "model"
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "model=a;model=b",
+        "x=1;model=b&model=a",
+        ";Model=b&model=a",
+        "model=a&deployment=b",
+        "model=a&DEPLOY%6dENT=b",
+        "deployment=b",
+    ],
+)
+def test_a_model_that_some_see_in_a_query(query: str) -> None:
+    """A semicolon is an `&` to some readers, and a `deployment` is a model to Azure."""
+    with pytest.raises(BodyError) as caught:
+        model_in_query(query)
+    assert caught.value.field == "model"
+
+
 @pytest.mark.parametrize("query", ["Model=x", "a=b&%4dODEL=x"])
 def test_folded_name_in_query(query: str) -> None:
     """A parameter that only a reader who folds case takes for the model is refused, as it is written."""
