@@ -268,7 +268,7 @@ MODELS: dict[str, tuple[Any, int]] = {
     "list": ([], 400),
     "object": ({"__proto__": 1}, 400),
     "true": (True, 400),
-    "empty": ("", 404),
+    "empty": ("", 400),
     "1 MB": ("x" * 1_000_000, 404),
     "line end": ("a\nb", 404),
     "NUL": ("a\0b", 404),

@@ -13,6 +13,7 @@ from tests.faults.case import alone, apart, case
 from tests.faults.house import At
 from tests.faults.places import Spot
 from tests.harness.client import request
+from tests.harness.proxy import complaints
 from tests.harness.upstream import JSON, answer, hang
 
 OK = b'{"ok":true}'
@@ -34,7 +35,7 @@ def cpu(at: At) -> float:
 async def no_descriptors() -> None:
     """Without descriptors connections wait or are refused in order; nothing spins, and all is well after."""
     async with apart(Spot()) as at:
-        at.events |= {"loop_error"}
+        at.events |= {"loop_error", "out_of_descriptors"}
         resource.prlimit(at.house.pid, resource.RLIMIT_NOFILE, (64, 256))
         socks = []
         try:
@@ -63,20 +64,21 @@ async def no_descriptors() -> None:
 
 
 INJECTIONS = {
-    "connect: EADDRNOTAVAIL": ("connect", "connect:error=EADDRNOTAVAIL", 502),
-    "socket: EMFILE": ("socket", "socket:error=EMFILE", 502),
+    "connect: EADDRNOTAVAIL": ("connect", "connect:error=EADDRNOTAVAIL", "upstream_connect"),
+    "socket: EMFILE": ("socket", "socket:error=EMFILE", "overloaded"),
 }
 
 
 @alone("J02", forms=INJECTIONS, needs="strace")
-async def no_addresses(what: tuple[str, str, int]) -> None:
+async def no_addresses(what: tuple[str, str, str]) -> None:
     """Without a descriptor or an address for the upstream's side the caller is told; later it works again."""
-    call, injection, status = what
+    call, injection, code = what
     async with apart(Spot(extra="retry = { attempts = 1 }")) as at:
+        at.events |= {"out_of_descriptors"} if code == "overloaded" else set()
         tracer = await _trace(at, call, injection)
         try:
             got = await at.call()
-            assert (got.status, got.code) == (status, "upstream_connect")
+            assert (got.status, got.code) == (503 if code == "overloaded" else 502, code)
         finally:
             await _let_go(tracer)
         async with asyncio.timeout(10):
@@ -86,8 +88,8 @@ async def no_addresses(what: tuple[str, str, int]) -> None:
 
 @alone("J03", forms={"ENOSPC": "ENOSPC", "EPIPE": "EPIPE", "EIO": "EIO"}, needs="strace")
 async def no_log(error: str) -> None:
-    """A log that cannot be written costs lines, and no request."""
-    async with apart(Spot(), settles=False) as at:
+    """A log that cannot be written costs lines, and no request; stderr is told once."""
+    async with apart(Spot(), settles=False, check=False) as at:
         assert (await at.call()).body == OK
         tracer = await _trace(at, "write", f"write:error={error}", only=at.house.proxy.log)
         try:
@@ -101,6 +103,8 @@ async def no_log(error: str) -> None:
         async with asyncio.timeout(5):
             while len(at.records()) < 1:
                 await asyncio.sleep(0.02)
+        assert at.house.proxy.stderr is not None
+        assert complaints(at.house.proxy.stderr).count("the log cannot be written") == 1
 
 
 async def _trace(

@@ -172,8 +172,12 @@ async def process(
 
 def complaints(errors: Path) -> str:
     """Return what was written to *errors*, but for what asyncio says where the machine is slow."""
-    lines = errors.read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if not _SLOW.match(line))
+    return told(errors.read_text())
+
+
+def told(errors: str) -> str:
+    """Return *errors* but for what asyncio says where the machine is slow."""
+    return "".join(line for line in errors.splitlines(keepends=True) if not _SLOW.match(line))
 
 
 async def _ready(proxy: Proxy, errors: Path) -> dict[str, Any]:
