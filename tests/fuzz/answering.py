@@ -57,8 +57,12 @@ class Answered(Rules):
         return not any(call.runs for call in self.ask.calls[:-1])
 
     def an_answer_begins_in_time(self) -> bool:
-        """Who says for how long it waits has an answer before, and all when the last attempt's time is over."""
-        ask, limit = self.ask, self.ask.patience or BEGINS + SLACK
+        """Who says for how long it waits has an answer before, and all when the last attempt's time is over.
+        An upload is over, and its caller begins to wait, when a vendor has taken it.
+        """
+        ask, limit = self.ask, BEGINS + SLACK
+        if ask.patience is not None and (ask.kind.routed or ask.calls):
+            limit = ask.patience
         waits = ask.reading.status is None and not (ask.over or ask.was_paused or ask.rest)
         return not waits or ask.clock() - ask.at < limit
 
