@@ -743,6 +743,13 @@ class Server(web.Server):
         """Return the handlers of all open connections."""
         return cast(list[Handler], self.connections)
 
+    @property
+    def transports(self) -> list[asyncio.Transport]:
+        """Return all connections until they are lost: a handler lets go of its own when that begins to close,
+        which lasts until the client has taken the rest, and under TLS has said so.
+        """
+        return [*self._connections.values()]
+
     def forget(self) -> None:
         """Find out anew about every request: something else answers here from now on."""
         self._heads.forget()

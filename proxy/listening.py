@@ -192,12 +192,12 @@ class Reception:
         self._server = server
         self._descriptors = server.descriptors
         self.context = context
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._greeted: dict[asyncio.Task[None], socket.socket] = {}
 
     @property
     def greeting(self) -> bool:
         """Return whether a handshake is under way."""
-        return bool(self._tasks)
+        return bool(self._greeted)
 
     def take(self, connection: socket.socket, *, known: bool = False) -> None:
         """Receive *connection*; it is *known* that its client may ask. Where there is no room for it, idle
@@ -209,14 +209,17 @@ class Reception:
             spare = True
         greeting = self._greet(connection, partial(self._server, known=known, spare=spare))
         task = self._loop.create_task(greeting)  # `close` ends it, should it last so long
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._greeted[task] = connection
+        task.add_done_callback(self._greeted.pop)
 
     def close(self) -> None:
-        """End the handshakes that are under way."""
+        """End the handshakes that are under way: they fail soon. To cancel one that has just begun would leave
+        its connection open, which the loop has not told of it yet.
+        """
         if self.context is not None:
-            for task in self._tasks:
-                task.cancel()
+            for connection in self._greeted.values():
+                with suppress(OSError):  # it has ended by itself
+                    connection.shutdown(socket.SHUT_RDWR)
 
     async def _greet(
         self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]

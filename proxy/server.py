@@ -100,7 +100,7 @@ class Running:
     fits: int = 0
     _refresher: Refresher | None = None
     _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
-    _left: list[Server] = field(default_factory=list)
+    _left: list[Listener] = field(default_factory=list)
 
     @property
     def addresses(self) -> dict[str, list[Address]]:
@@ -233,13 +233,16 @@ class Running:
         listener, face = self._listeners.pop(address)
         listener.close()
         face.left = True
-        self._left = [server for server in self._left if server.handlers] + [listener.server]
+        self._left = [one for one in self._left if one.server.handlers or one.greeting] + [listener]
         for handler in listener.server.handlers:
             handler.retire()
 
-    def _servers(self) -> Iterable[Server]:
-        yield from (listener.server for listener, _ in self._listeners.values())
+    def _every(self) -> Iterable[Listener]:
+        yield from (listener for listener, _ in self._listeners.values())
         yield from self._left
+
+    def _servers(self) -> Iterable[Server]:
+        yield from (listener.server for listener in self._every())
 
     def give_way(self, count: int) -> int:
         """Close up to *count* connections of clients on which nothing is asked, the one first that has been
@@ -271,8 +274,7 @@ class Running:
             self.log.events.warning("idle_closed", connections=idle)
 
     def _has_clients(self) -> bool:
-        greeting = any(listener.greeting for listener, _ in self._listeners.values())
-        return greeting or any(server.handlers for server in self._servers())
+        return any(listener.greeting or listener.server.handlers for listener in self._every())
 
     async def drain(self, seconds: float | None) -> None:
         """Take nothing new; let what is running finish for *seconds*; then end it, and say so."""
@@ -286,18 +288,16 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.gate.empty.wait()
-                await _written(self._clients())
+                await _while(lambda: any(c.get_write_buffer_size() for c in self._clients()))
         await self.end()
 
     def _clients(self) -> list[asyncio.Transport]:
         """Return the connections of all clients."""
-        handlers = (handler for server in self._servers() for handler in server.handlers)
-        return [handler.transport for handler in handlers if handler.transport is not None]
+        return [transport for server in self._servers() for transport in server.transports]
 
     async def end(self) -> None:
-        """End what is still running, and say so to its callers, if they listen."""
+        """End what is still running, and say so to its callers, if they listen. Nobody is connected then."""
         self.gate.draining = True
-        clients = self._clients()
         error = ProxyError(SHUTDOWN, "The proxy is shutting down.")
         for relay in tuple(self._relays):
             relay.abort(error)
@@ -308,10 +308,13 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 await self.gate.empty.wait()
-                await _written(clients)
-        for client in clients:
-            client.abort()  # who has not taken the rest by now never will
-        await asyncio.sleep(0)  # the loop closes what was aborted
+                await _while(lambda: any(map(_takes, self._clients())))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                while self._has_clients():
+                    for client in self._clients():
+                        client.abort()  # who has not taken the rest by now never will
+                    await asyncio.sleep(0.01)  # the loop closes what was aborted
 
     async def close(self) -> None:
         """Give everything back."""
@@ -334,12 +337,16 @@ def _watches(snapshot: Snapshot) -> tuple[Watch | None, dict[str, Watch]]:
     return Watch(seconds, longest), {name: Watch(seconds, one) for name, one in writes.items()}
 
 
-async def _written(clients: list[asyncio.Transport]) -> None:
-    """Wait until *clients* have taken all that was written to them."""
-    left = clients
-    while left:
+async def _while(holds: Callable[[], bool]) -> None:
+    while holds():  # noqa: ASYNC110 - of many things, none of which tells
         await asyncio.sleep(0.01)
-        left = [client for client in left if client.get_write_buffer_size()]
+
+
+def _takes(client: asyncio.Transport) -> bool:
+    """Return whether *client* has something to take yet. One that is closing has it until it is lost: under
+    TLS the buffer does not tell all, and the client has the last word.
+    """
+    return client.is_closing() or client.get_write_buffer_size() > 0
 
 
 @asynccontextmanager

@@ -4,14 +4,16 @@ import asyncio
 import gc
 import os
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import orjson
 import pytest
+import trustme
 
 from proxy.config import load
 from proxy.server import serve
@@ -295,6 +297,44 @@ async def test_told_twice(upstream: Upstream) -> None:
         assert (got.status, got.code) == (503, "proxy_shutdown")
         async with asyncio.timeout(5):
             assert await proxy.process.wait() == 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_tls_clients_that_say_nothing(tmp_path: Path, times: int) -> None:
+    """Who does not answer the end of TLS, or never comes to its beginning, holds no server up, whether it is
+    told to leave or to end, and nothing of it is open when its loop is closed.
+    """
+    ca = trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "crt"))
+    trusting = ssl.create_default_context()
+    ca.configure_trust(trusting)
+    tls = f'tls = {{ certificate = "{tmp_path}/crt", key = "{tmp_path}/key" }}'
+    text = f'[server]\nlisten = "127.0.0.1:0"\n{tls}\n{SANDBOX}'
+    with ExitStack() as stack:
+        async with process(text, listen=None) as proxy:
+            assert proxy.process is not None
+
+            def connect() -> socket.socket:
+                return stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), 5))
+
+            def secure() -> ssl.SSLSocket:
+                wrapped = trusting.wrap_socket(connect(), server_hostname="127.0.0.1")
+                return stack.enter_context(wrapped)
+
+            idle = [await asyncio.to_thread(secure) for _ in range(3)]
+            for said in (b"", b"\x16\x03\x01\x02\x00"):
+                connect().sendall(said)
+            await asyncio.sleep(0.2)  # the server knows of all of them
+            late: list[socket.socket] = []
+            for _ in range(times):
+                proxy.process.terminate()
+                late += [connect() for _ in range(3)] if times == 1 else []
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(8):  # less than a handshake may take, or the end of one
+                assert await proxy.process.wait() == 0
+        assert all(one.recv(1) == b"" for one in idle)
 
 
 # Starting
