@@ -246,6 +246,9 @@ def _unknown(path: Path, written: Mapping[str, Any], upstreams: set[str]) -> str
     brought = BROUGHT.get(name)
     if brought in fields:
         return f'unknown key; it is called "{brought}" here'
+    home = instead.home(path)  # nearer than the nearest word: `timeout` is no `peer_timeout`
+    if home is not None:
+        return f"unknown key; it belongs below {home}"
     hint = suggest(name, (field for field in fields if field != SHORT))
     said = instead.of_unknown(path, written, frozenset(fields), upstreams)
     return f"unknown key{hint}" if hint or said is None else said

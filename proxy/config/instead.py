@@ -22,6 +22,9 @@ _TABLES = {
     "retry": "retry = {{ attempts = 3 }}",
     "tls": 'tls = {{ certificate = "/etc/tls/crt.pem", key = "/etc/tls/key.pem" }}',
 }
+_SINGLE = {"server", "defaults", "log"}
+_HOMES = {"timeout": "[defaults]", "retry": "[defaults]", "listen": "[server]", "auth": "[server]"}
+"""Where the keys belong that are most often put elsewhere, or before every table."""
 _BARE = re.compile(rb"""[ \t]*[^\s"'=#\[]*[.:/*][^\s"'=]*[ \t]*(?:=|$)""")
 _PORT = range(1, 65536)
 MISPLACED = "looks like a route: it belongs below [routes], before the next [table] begins"
@@ -44,13 +47,20 @@ def of_unknown(
         return f"unknown key; this {MISPLACED}"
     kinds = _NAMED.get(path[0])
     if kinds and len(path) == 3 and isinstance(value, kinds) and known.isdisjoint(entry):
-        return f"unknown key; {_quoted(path, value)}"
-    return f"unknown key; it {MISPLACED}" if is_route(value, upstreams) else None
+        return f"unknown key; {_quoted(path, value, known)}"
+    return f"unknown key; it {MISPLACED}" if is_route(_within(value)[1], upstreams) else None
+
+
+def home(path: Path) -> str | None:
+    """Return the table that the unknown key at *path* belongs to, where another one of one name is likely."""
+    return _HOMES.get(str(path[-1])) if len(path) == 1 or path[0] in _SINGLE else None
 
 
 def of_table(path: Path, written: Any, upstreams: Collection[str]) -> str | None:
     """Say what to write where a table is wanted at *path*."""
     value = at(written, path)
+    if len(path) == 1 and isinstance(value, list):
+        return f"must be a table: write [{path[0]}], in single brackets"
     if len(path) == 2 and path[0] in ("upstreams", "hooks") and is_route(value, upstreams):
         return f"must be a table; it {MISPLACED}"
     example = _TABLES.get(str(path[-1]))
@@ -70,6 +80,8 @@ def of_text(path: Path, written: Any) -> str | None:
     if path[-1] == "listen":
         port = value if isinstance(value, int) and value in _PORT else 8080
         return f'must be an address and a port in quotes, such as listen = "127.0.0.1:{port}"'
+    if path == ("surface",):
+        return "must be a list: write [[surface]], in double brackets"
     if path[0] == "unrouted" and len(path) == 2 and isinstance(value, Mapping):
         return f"must be text, in quotes; {_quoted(path, value)}"
     return None
@@ -107,10 +119,19 @@ def at(tree: Any, path: Path) -> Any:
     return tree
 
 
-def _quoted(path: Path, value: Any) -> str:
-    """Say how the name is written whose dots have made tables of it."""
-    parts = [str(part) for part in path[1:]]
-    while isinstance(value, Mapping) and len(value) == 1 and _PLACES.isdisjoint(value):
-        part, value = next(iter(value.items()))
-        parts.append(part)
+def _quoted(path: Path, value: Any, known: Collection[str] = ()) -> str:
+    """Say how the name is written whose dots have made tables of it, down to one with a *known* key."""
+    parts = [*map(str, path[1:]), *_within(value, known)[0]]
     return f'a name with a dot stands in quotes: "{".".join(parts)}"'
+
+
+def _within(value: Any, known: Collection[str] = ()) -> tuple[list[str], Any]:
+    """Return the names of the tables around what dots in a name have put into *value*, and that."""
+    parts: list[str] = []
+    while isinstance(value, Mapping) and len(value) == 1 and _PLACES.isdisjoint(value):
+        part, inner = next(iter(value.items()))
+        if part in known:
+            break
+        parts.append(part)
+        value = inner
+    return parts, value
