@@ -203,7 +203,7 @@ def _console(event: Event, *, colours: bool) -> bytes:
     level, what = rest.pop("level"), rest.pop("event")
     time = _coloured(rest.pop("ts").strftime("%H:%M:%S"), _DIM, colours)
     if what != "exchange":
-        facts = " ".join(f"{key}={value}" for key, value in rest.items())
+        facts = " ".join(f"{key}={_shown(value)}" for key, value in rest.items())
         shown = _coloured(f"{level:<18}", _COLOURS.get(level), colours)
         return _text(f"{time} {shown} {what:<21} {facts}\n")
     status = rest["status"] or 0
@@ -214,7 +214,7 @@ def _console(event: Event, *, colours: bool) -> bytes:
     error = f" ({rest['error']})" if rest["error"] else ""
     text = (
         f"{time} {came} {rest['total_ms']:>8.0f} ms  {rest['key'] or '-':<12}"
-        f" {rest['method']:<4} {rest['path']} {rest['model'] or ''}{_way(rest)}{error}\n"
+        f" {rest['method']:<4} {_shown(rest['path'])} {_shown(rest['model'] or '')}{_way(rest)}{error}\n"
     )
     return _text(text)
 
@@ -223,11 +223,23 @@ def _way(record: Event) -> str:
     """Say where a request went, one attempt after the other, and what came of those that led on."""
     way = ""
     for number, attempt in enumerate(record["attempts"], 1):
-        model = f"/{attempt['model']}" if attempt["model"] else ""
+        model = f"/{_shown(attempt['model'])}" if attempt["model"] else ""
         way += f" → {attempt['upstream']}{model}"
         if number < len(record["attempts"]):
             way += f" ({attempt['error'] or attempt['status']})"
     return way
+
+
+def _shown(value: Any) -> str:
+    """Return *value* for a terminal's eyes: what a stranger has written can neither command it nor begin
+    a line. A traceback's line ends stay.
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    shown = (part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in text)
+    joined = "".join(shown)
+    return joined if joined.startswith("Traceback") else joined.replace("\n", "\\n")
 
 
 def _coloured(text: str, colour: str | None, colours: bool) -> str:

@@ -309,6 +309,18 @@ async def test_console(proxy: Proxy, upstream: Upstream) -> None:
     ]
 
 
+async def test_a_terminal_is_not_commanded() -> None:
+    """What a stranger writes reaches no terminal as a command, and begins no line of its own."""
+    async with serving(f'{SANDBOX}[log]\nformat = "console"\n') as console:
+        await call(console.port, chat("a\x1b]0;x\x07\n12:00:00 200 ok\u202e\x9b"))
+        async with asyncio.timeout(5):
+            while not console.log.read_bytes().endswith(b"\n"):
+                await asyncio.sleep(0.01)
+        (line,) = console.log.read_text().split("\n")[:-1]
+    assert line.isprintable()
+    assert r"a\x1b]0;x\x07\n12:00:00 200 ok\u202e\x9b" in line
+
+
 def shown(text: str, *, terminal: bool, env: Mapping[str, str]) -> str:
     """Return what a process logs of an exchange and of a warning: to a *terminal*, or else a pipe."""
     reading, writing = pty.openpty() if terminal else os.pipe()
