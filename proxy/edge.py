@@ -44,6 +44,8 @@ HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 30.0
 STRANGER_SECONDS = 75.0
 """How long a connection may be idle whose client has not shown that it may ask, at most."""
+NEW_SECONDS = 2.0
+"""For so long, who has connected may take to begin asking before it gives way to others."""
 SPARE_SECONDS = 1.0
 """How long a client is waited for whom we can only send away."""
 LINGER_SECONDS = 5.0
@@ -353,6 +355,7 @@ class Handler(RequestHandler):
         "_take",
         "flow",
         "idle_since",
+        "is_new",
         "known",
     )
 
@@ -386,6 +389,7 @@ class Handler(RequestHandler):
         self.flow: Flow | None = None
         self.known = known  # a request of this client was one that it may make
         self.idle_since = 0.0  # where it is idle
+        self.is_new = True  # nothing has been asked yet
         self._held = bytearray()
         self._deaf = False  # nothing more of this connection is a request
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
@@ -558,6 +562,13 @@ class Handler(RequestHandler):
             return self._given == self._due
         return not self._surplus and self._incoming.is_eof()
 
+    @property
+    def can_spare(self) -> bool:
+        """Return whether nobody should miss the connection: idle, and not one whose client has only just
+        come, and is about to ask.
+        """
+        return self.idle and not (self.is_new and self._loop.time() - self.idle_since < NEW_SECONDS)
+
     def give_way(self) -> bool:
         """Close, being idle; return whether that was done: not where a request is on its way."""
         if self.transport is None or has_said(self.transport):
@@ -659,6 +670,7 @@ class Handler(RequestHandler):
             finally:
                 self._waiter = None
         message, payload = self._messages.popleft()
+        self.is_new = False
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:

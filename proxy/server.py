@@ -248,7 +248,7 @@ class Running:
         """Close up to *count* connections of clients on which nothing is asked, the one first that has been
         idle for longest; return how many.
         """
-        idle = (one for server in self._servers() for one in server.handlers if one.idle)
+        idle = (one for server in self._servers() for one in server.handlers if one.can_spare)
         longest = heapq.nsmallest(count, idle, key=lambda handler: handler.idle_since)
         return sum(handler.give_way() for handler in longest)
 

@@ -199,6 +199,23 @@ async def test_idle_give_way(upstream: Upstream) -> None:
         assert proxy.events("out_of_descriptors") == []
 
 
+async def test_newcomers_do_not_give_way(upstream: Upstream) -> None:
+    """In a burst, who has connected and not asked yet is not closed for who comes behind: that one is told.
+    Those who go on saying nothing give way.
+    """
+    async with limited(to(upstream), 256, 256) as proxy, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(await Client.connect(proxy.port)) for _ in range(200)
+        ]
+        statuses = []
+        for client in clients[:5] + clients[-5:]:
+            await client.send(request(path="/v1/chat/completions", method="GET"))
+            statuses.append((await client.answer()).status)
+        assert statuses == [405] * 5 + [503] * 5
+        await asyncio.sleep(2.5)
+        assert (await call(proxy.port, chat())).status == 200
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_no_room(upstream: Upstream, tls: bool, tmp_path: Path) -> None:
     """Where no connection can give way, whoever comes is let in from the reserve, told to come back, in the
