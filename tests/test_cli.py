@@ -430,7 +430,7 @@ def test_explain(here: Path) -> None:
         (("bigg",), 1, "nearest: big"),
         (("gpt-4o",), 1, "OPENAI_API_KEY is not set"),
         (("big", "--surface", "main"), 0, "surface  main"),
-        ((), 1, "404 model_not_found"),
+        ((), 1, "400 invalid_model"),
         (("--path", "/v1/models"), 0, "answered here"),
         (("big", "--path", "/v1/audio/transcriptions"), 0, ":8000/v1/audio/transcriptions"),
         (("big", "--path", "/v1beta/models/big:generateContent"), 0, "/v1/models/real:generateContent"),
