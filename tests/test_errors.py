@@ -484,7 +484,7 @@ async def test_after_the_first_byte(
     upstream: Upstream, path: str, prefix: bytes, kind: str | None, end: str, code: str
 ) -> None:
     """A stream that breaks ends in an event that its SDK parses, and is left unfinished."""
-    upstream.will(stream(event(b'{"x":1}'), headers=[SSE], end=end))
+    upstream.will(stream(event(b'{"choices":[]}'), headers=[SSE], end=end))
     toml = f"""
         [routes."*"]
         base_url = "{upstream.url}"

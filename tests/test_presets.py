@@ -481,7 +481,7 @@ def test_host(value: str, host: str, where: str) -> None:
 BAD_PARTS = [
     "CANARY.example/x", "CANARY.example/../x", "user@CANARY.example", "user:pw@CANARY", "..", ".",
     "CANARY..", ".CANARY", "-CANARY", "CANARY-", "CANARY.", "CANARY:443", "CANARY?x", "CANARY#x",
-    "CANARY\\x", "CANARY\n", "CANARY\r\nX: y", "CANARY\x00", "CANARY x", " CANARY", "CANARY%2Fx",
+    "CANARY\\x", "CANARY\nx", "CANARY\r\nX: y", "CANARY\x00", "CANARY x", "CANARY\tx", "CANARY%2Fx",
     "CANARY{x}", "{host}", "https://", "https:// ", "https://https://CANARY", "ftp://CANARY",
     "//CANARY", "CÄNARY", "CANARY\udcff", "[::1]",
 ]  # fmt: skip
