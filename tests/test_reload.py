@@ -303,7 +303,7 @@ BAD: list[tuple[str, Callable[[Path, str], object], list[str]]] = [
     ),
     (
         "secret",
-        lambda file, old: file.write_text(old.replace('"sk-upstream', f'"\\n{CANARY}')),
+        lambda file, old: file.write_text(old.replace('"sk-upstream', f'"sk-\\n{CANARY}')),
         ["upstreams.up.credential: the secret"],
     ),
     (
