@@ -308,7 +308,7 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 await self.gate.empty.wait()
-                await _while(lambda: any(map(_takes, self._clients())))
+                await _while(lambda: bool(self._sessions) or any(map(_takes, self._clients())))
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 while self._has_clients():
