@@ -635,6 +635,9 @@ class Handler(RequestHandler):
         else:
             request, keep_alive = Request(Head(ERROR), payload, 0, self), False
             self._answering.malformed(request, _malformed(message))
+            self._deaf = (
+                True  # what still comes of it must not reset the connection under the answer
+            )
             message.exc.__traceback__ = None  # it leads to frames that lead back to it
         if self._deaf and self.transport is not None:
             # Closing while the client still sends would reset the connection, and take the last

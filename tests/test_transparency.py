@@ -1009,6 +1009,7 @@ def test_the_tables_can_be_read() -> None:
             assert row.when in WHENS
 
 
+@pytest.mark.timeout(300)
 @settings(
     max_examples=500,  # of four exchanges each
     deadline=None,
