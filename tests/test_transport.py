@@ -1381,7 +1381,8 @@ async def leaving(proxy: Proxy, body: bytes = b"") -> AsyncIterator[None]:
     async with asyncio.timeout(1):
         while proxy.running.gate.inflight or proxy.running._transport._open:
             await asyncio.sleep(0.005)
-        while _descriptors() > descriptors or asyncio.all_tasks() - tasks:
+        # One may be opened for good by whoever is the first to connect.
+        while _descriptors() > descriptors + 1 or asyncio.all_tasks() - tasks:
             await asyncio.sleep(0.005)
     record = await proxy.record()
     assert (record["outcome"], record["status"]) == ("client_gone", 499)
