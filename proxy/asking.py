@@ -9,8 +9,8 @@ from proxy.body import Body, find_model
 from proxy.coding import unpacker_of
 from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Exchange
-from proxy.forward import Inbound
 from proxy.opening import Asked, Opened, Opener
+from proxy.ports import Inbound
 from proxy.reader import Reader
 from proxy.routes import Route, check_able
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
@@ -37,6 +37,7 @@ from proxy.exchange import Attempt
 from proxy.headers import Headers, Pair
 from proxy.outbox import CLOSED, Outbox, Outgoing
 from proxy.peers import Stall, linger
+from proxy.ports import Flow, Sink
 from proxy.routes import Timeouts
 
 STALE_SECONDS = 0.5
@@ -54,16 +55,6 @@ _REFUSAL = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
-class Flow(Protocol):
-    """What listens to whether a peer keeps up with what is written to it."""
-
-    def pause_writing(self) -> None:
-        """The peer takes no more for now."""
-
-    def resume_writing(self) -> None:
-        """The peer takes again."""
-
-
 @dataclass(frozen=True, slots=True)
 class Upload:
     """A request body that is sent as it comes: *read* returns the next piece, nothing at its end, and
@@ -72,19 +63,6 @@ class Upload:
 
     read: Callable[[], Awaitable[bytes]]
     chunked: bool
-
-
-class Sink(Protocol):
-    """Where the body of an answer goes: to a relay, or a tunnel."""
-
-    def data(self, data: bytes) -> None:
-        """Take the next piece, which is never empty."""
-
-    def end(self) -> None:
-        """The answer is complete."""
-
-    def broke(self, error: ProxyError) -> None:
-        """The answer will not be completed."""
 
 
 def refusal(error: BaseException | None) -> str:

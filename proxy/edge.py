@@ -19,7 +19,6 @@ from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _Er
 from proxy.admission import Gate
 from proxy.body import Body
 from proxy.coding import Unpacker
-from proxy.connection import Flow
 from proxy.descriptors import Descriptors
 from proxy.errors import (
     BAD_REQUEST,
@@ -35,6 +34,7 @@ from proxy.headers import find
 from proxy.heads import Head, Heads
 from proxy.outbox import Outbox, Outgoing
 from proxy.peers import Watch, has_left, has_said, watch
+from proxy.ports import Flow
 
 LINE_BYTES = 16 * 1024
 FIELD_BYTES = 32 * 1024

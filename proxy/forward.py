@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from sys import getsizeof
-from typing import Protocol
 
 from proxy.admission import Gate
 from proxy.body import Body, BodyError, Found, find_model
@@ -36,7 +35,8 @@ from proxy.form import find_model as find_in_form
 from proxy.keys import Key
 from proxy.opening import Asked, Opened, Opener
 from proxy.outbound import CHUNKED, WEBSOCKET, keys_in, length, tokens_of, without_keys
-from proxy.relay import Downstream, Relay, Unnamed
+from proxy.ports import Inbound
+from proxy.relay import Relay, Unnamed
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.surfaces import Surface
 from proxy.target import (
@@ -48,7 +48,7 @@ from proxy.target import (
     streams,
     without_model,
 )
-from proxy.tunnel import Caller, Tunnel
+from proxy.tunnel import Tunnel
 
 LARGE_BYTES = 256 * 1024
 """To find the model in a longer body takes so long that others would notice."""
@@ -56,29 +56,6 @@ MATCHED_BYTES = 1024 * 1024
 """So much of models is known by heart."""
 MATCHED_CHARS = 256
 """How long the name of a model may be to be kept: a body's worth of it is a model's name too."""
-
-
-class Inbound(Downstream, Caller, Protocol):
-    """The client's side of one exchange, as `edge` provides it."""
-
-    async def read(
-        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker | None = None
-    ) -> Body:
-        """Return the whole request body, as *unpacker* has it, whose bytes are then held in *gate*."""
-
-    async def receive(self, exchange: Exchange) -> bytes:
-        """Return the next piece of the request body as it comes, nothing at its end."""
-
-    @property
-    def length(self) -> int | None:
-        """Return how long the request body is said to be, None where only its end will tell."""
-
-    def complete(self) -> bool:
-        """Return whether the whole request body has come in."""
-
-    @property
-    def keep_alive(self) -> bool:
-        """Return whether the client's connection may be used again after this answer."""
 
 
 _Matched = tuple[str | None, str | None, Upstream, Route]

@@ -8,9 +8,15 @@ copy, strip, sign: a `Connection` header of the client's can therefore never nam
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+
+from proxy.shapes import PLAIN
 
 Pair = tuple[bytes, bytes]
 """A header as it stood on the wire: name and value."""
+
+MEDIA_TYPE_BYTES = 128
+"""How long a Content-Type may be to be kept: an upstream may say anything."""
 
 
 def folded(name: bytes) -> bytes:
@@ -200,3 +206,35 @@ def find(pairs: Iterable[Pair], name: bytes) -> bytes | None:
 def lines(pairs: Iterable[Pair]) -> bytes:
     """Write *pairs* as header lines, exactly as they came."""
     return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+
+
+# What a body is
+
+
+def is_stream(headers: Headers) -> bool:
+    """Return whether *headers* announce a stream of events."""
+    return _kind(headers) == b"text/event-stream"
+
+
+def has_model(headers: Headers) -> bool:
+    """Return whether *headers* announce what may have a `model` in it."""
+    return _kind(headers) in (b"application/json", b"text/event-stream")
+
+
+def _kind(headers: Headers) -> bytes:
+    """Return the media type that *headers* announce, in lower case."""
+    value = headers.first.get(b"content-type", b"")
+    return _media_type(value) if len(value) <= MEDIA_TYPE_BYTES else _as_media_type(value)
+
+
+def _as_media_type(value: bytes) -> bytes:
+    return value.partition(b";")[0].strip().lower()
+
+
+_media_type = lru_cache(maxsize=256)(_as_media_type)
+
+
+def is_plain(headers: Headers) -> bool:
+    """Return whether what *headers* announce can be read as it is."""
+    codings = headers.first.get(b"content-encoding", b"")
+    return all(coding.strip().lower() in PLAIN for coding in codings.split(b","))

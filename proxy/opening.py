@@ -29,10 +29,10 @@ from proxy.errors import (
     UpstreamFailure,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import NO_NAMES, Names
+from proxy.headers import NO_NAMES, Names, is_plain, is_stream
 from proxy.hints import patience, retry_after, should_retry
 from proxy.outbound import WEBSOCKET, Addressed, address, from_azure, head, length
-from proxy.relay import is_good, is_plain, is_stream, outcome_of
+from proxy.relay import is_good, outcome_of
 from proxy.retry import (
     CREDENTIAL_REST_SECONDS,
     NOT_PERMITTED,

@@ -10,10 +10,9 @@ never look finished.
 import asyncio
 import re
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
-from proxy.connection import BODILESS, Connection, Flow
+from proxy.connection import BODILESS, Connection
 from proxy.dialects import Ending, shape_of
 from proxy.echo import Echo
 from proxy.errors import (
@@ -30,17 +29,14 @@ from proxy.errors import (
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import Headers, inbound, lines
-from proxy.outbox import Outgoing
+from proxy.headers import Headers, has_model, inbound, is_plain, is_stream, lines
 from proxy.peers import Stall
+from proxy.ports import Downstream
 from proxy.routes import Timeouts
-from proxy.shapes import PLAIN
 from proxy.sse import BOM, Tap, begins
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
-MEDIA_TYPE_BYTES = 128
-"""How long a Content-Type may be to be kept: an upstream may say anything."""
 
 SEEN_BYTES = 16 * 1024
 """So much of an answer is looked through for a model that the request did not name."""
@@ -52,17 +48,6 @@ _COMMENT = b": keepalive\n"
 """With one line end: where an empty line follows, some decoders take the two for an event without data."""
 _COMMENT_ALONE = b": keepalive\n\n"
 """For Google's decoder, which takes what stands before an empty line for one thing."""
-
-
-class Downstream(Protocol):
-    """The client's connection."""
-
-    transport: Outgoing | None
-    flow: Flow | None
-
-    @property
-    def writing_paused(self) -> bool:
-        """Return whether the client takes no more for now."""
 
 
 class Relay:
@@ -271,7 +256,7 @@ class Relay:
             self._asked is not None
             and (status == 200 or (self._tap is not None and is_good(status)))
             and is_plain(headers)
-            and _has_model(headers)
+            and has_model(headers)
         ):
             self._echo = Echo(self._asked, stream=self._tap is not None)
             drop = frozenset({_LENGTH})
@@ -475,34 +460,6 @@ class Unnamed(Relay):
             self._exchange.model = printable(found[1].decode("utf-8", "replace"))
         if found is not None or len(self._seen) == SEEN_BYTES:
             self._seen = None
-
-
-def is_stream(headers: Headers) -> bool:
-    """Return whether *headers* announce a stream of events."""
-    return _kind(headers) == b"text/event-stream"
-
-
-def _has_model(headers: Headers) -> bool:
-    return _kind(headers) in (b"application/json", b"text/event-stream")
-
-
-def _kind(headers: Headers) -> bytes:
-    """Return the media type that *headers* announce, in lower case."""
-    value = headers.first.get(b"content-type", b"")
-    return _media_type(value) if len(value) <= MEDIA_TYPE_BYTES else _as_media_type(value)
-
-
-def _as_media_type(value: bytes) -> bytes:
-    return value.partition(b";")[0].strip().lower()
-
-
-_media_type = lru_cache(maxsize=256)(_as_media_type)
-
-
-def is_plain(headers: Headers) -> bool:
-    """Return whether what *headers* announce can be read as it is."""
-    codings = headers.first.get(b"content-encoding", b"")
-    return all(coding.strip().lower() in PLAIN for coding in codings.split(b","))
 
 
 def is_good(status: int) -> bool:

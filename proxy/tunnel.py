@@ -5,9 +5,8 @@ What one side cannot take stops the other. Frames are only watched: to know whet
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
-from proxy.connection import Connection, Flow
+from proxy.connection import Connection
 from proxy.errors import (
     CLIENT_STALLED,
     SHUTDOWN,
@@ -18,8 +17,8 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import find, inbound, lines
-from proxy.outbox import Outgoing
 from proxy.peers import Stall
+from proxy.ports import Caller
 from proxy.routes import Timeouts
 from proxy.websocket import Frames
 
@@ -27,16 +26,6 @@ LAST_WORDS_SECONDS = 1.0
 """How long an upstream has to take what the client said last."""
 _RESTARTS = b"\x88\x02\x03\xf4"
 """A Close frame that says 1012, service restart (RFC 6455 section 7.4.2)."""
-
-
-class Caller(Protocol):
-    """The client's connection, of which a tunnel takes every byte."""
-
-    transport: Outgoing | None
-    flow: Flow | None
-
-    def tunnel(self, take: Callable[[bytes], None]) -> None:
-        """Hand to *take* what the client sends from now on, and at once what it has sent early."""
 
 
 class Tunnel:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from proxy import relay
+from proxy import headers, relay
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
@@ -1183,10 +1183,10 @@ async def test_cuts_are_silent(upstream: Upstream) -> None:
 
 async def test_media_types_of_upstreams(proxy: Proxy, upstream: Upstream) -> None:
     """Whatever an upstream calls its answers, only short names are kept, and a long one means the same."""
-    before = relay._media_type.cache_info().currsize
+    before = headers._media_type.cache_info().currsize
     for number in range(300):
         tail = b"; x=%d%b" % (number, b"y" * 200)
         upstream.will(stream(DONE, headers=[(b"Content-Type", b"text/event-stream" + tail)]))
         got = await call(proxy.port, chat())
         assert got.value(b"x-accel-buffering") == b"no"  # as in every stream
-    assert relay._media_type.cache_info().currsize <= before + 1
+    assert headers._media_type.cache_info().currsize <= before + 1
