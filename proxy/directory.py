@@ -1,4 +1,4 @@
-"""What is known of every endpoint, and what each of our errors means: the words and tables that
+"""What is known of every endpoint, and which of our errors may come there: the words and tables that
 `openapi` makes its documents from. Nothing here knows a caller.
 """
 
@@ -8,175 +8,32 @@ from typing import Any, Literal
 
 from proxy import errors
 from proxy.config import Snapshot
-from proxy.errors import Kind
+from proxy.errors import Kind, Step
 from proxy.surfaces import Surface
 
 # What may go wrong, by where it does
 
-HEAD = (
-    errors.BAD_REQUEST,
-    errors.REQUEST_TIMEOUT,
-    errors.URI_TOO_LONG,
-    errors.EXPECTATION_FAILED,
-    errors.HEADERS_TOO_LARGE,
-    errors.INTERNAL,
-    errors.DRAINING,
-    errors.SHUTDOWN,
-)
-UPSTREAM = (
-    errors.OVERLOADED,
-    errors.NOT_CONFIGURED,
-    errors.UPSTREAM_UNAVAILABLE,
-    errors.UPSTREAM_DNS,
-    errors.UPSTREAM_CONNECT,
-    errors.UPSTREAM_TLS,
-    errors.UPSTREAM_DISCONNECTED,
-    errors.UPSTREAM_PROTOCOL,
-    errors.UPSTREAM_AUTH,
-    errors.UPSTREAM_TIMEOUT,
-)
-MODEL = (
-    errors.INVALID_MODEL,
-    errors.MODEL_NOT_ALLOWED,
-    errors.MODEL_NOT_FOUND,
-    errors.ENDPOINT_NOT_SUPPORTED,
-    errors.HEADER_MISSING,
-    errors.HEADER_UNKNOWN,
-    *UPSTREAM,
-)
-BODY = (errors.INVALID_JSON, errors.REQUEST_TOO_LARGE, errors.UNSUPPORTED_ENCODING, *MODEL)
+
+def _at(*steps: Step) -> tuple[Kind, ...]:
+    return tuple(kind for kind in errors.KINDS if kind.step in steps)
+
+
+HEAD = _at("head")
+UPSTREAM = _at("upstream")
+MODEL = _at("model", "upstream")
+BODY = _at("body", "model", "upstream")
 KEPT = (errors.NOT_FOUND, errors.MODEL_NOT_ALLOWED, errors.ENDPOINT_NOT_SUPPORTED, *UPSTREAM)
-HOOK = (
-    errors.NOT_FOUND,
-    errors.INVALID_JSON,
-    errors.REQUEST_TOO_LARGE,
-    errors.UNSUPPORTED_ENCODING,
-    errors.ENDPOINT_NOT_SUPPORTED,
-    errors.HOOK_FAILED,
-    *UPSTREAM,
-)
+HOOK = (errors.NOT_FOUND, errors.ENDPOINT_NOT_SUPPORTED, *_at("body", "upstream", "hook"))
 
-KINDS: Mapping[int, tuple[Kind, ...]] = {
-    status: tuple(
-        kind
-        for kind in dict.fromkeys((*HEAD, *BODY, *KEPT, *HOOK, errors.ORIGIN_NOT_ALLOWED))
-        if kind.status == status
-    )
-    for status in (400, 403, 404, 408, 413, 414, 415, 417, 431, 500, 502, 503, 504)
-} | {
-    401: (errors.INVALID_KEY,),
-    405: (errors.METHOD_NOT_ALLOWED,),
-    426: (errors.UPGRADE_REQUIRED,),
+ANSWERED: Mapping[str, Kind] = {
+    kind.code: kind for kind in errors.KINDS if kind.step not in ("stream", "log")
 }
-"""Our own errors by status."""
-
-MEANINGS: Mapping[str, tuple[str, str]] = {
-    "invalid_json": (
-        "The body is not a JSON object, or not a form that every reader reads alike.",
-        "Mend the body.",
-    ),
-    "invalid_model": (
-        "The model is missing with no default one, is not a string, or stands there twice.",
-        "Send one `model`.",
-    ),
-    "bad_request": (
-        "What came is not HTTP/1.1 that every reader reads alike.",
-        "See the message; the connection is closed.",
-    ),
-    "invalid_api_key": (
-        "There is no key, or a wrong or an expired one.",
-        "Present a key that the operator of this proxy has given you.",
-    ),
-    "model_not_allowed": (
-        "The key is not for this model.",
-        "Ask for another model, or ask the operator to widen the key.",
-    ),
-    "origin_not_allowed": (
-        "This proxy asks for no key, and answers only to its own names.",
-        "Call it by its own address, or ask the operator to add this name to `hosts`.",
-    ),
-    "not_found": (
-        "There is nothing at this path.",
-        "Check the base URL: it ends in `/v1` for OpenAI's SDKs, and not for Anthropic's.",
-    ),
-    "model_not_found": (
-        "No route leads to this model.",
-        "Check the name; the message says which ones are near.",
-    ),
-    "missing_header": (
-        "A header that says where this model leads is missing.",
-        "Send the header that the message names.",
-    ),
-    "unknown_header": (
-        "A header that says where this model leads has a value that leads nowhere.",
-        "Check the value; upper and lower case count.",
-    ),
-    "endpoint_not_supported": (
-        "Whoever serves this model does not speak what is spoken at this path.",
-        "Use a path that the message names, or another model.",
-    ),
-    "method_not_allowed": ("The path takes another method.", "See `Allow`."),
-    "request_timeout": ("The request did not arrive in time.", "Send it again."),
-    "request_too_large": ("The body is over the limit.", "Send less."),
-    "uri_too_long": ("The request's target is too long.", "Send a shorter one."),
-    "headers_too_large": ("The request's head is too large.", "Send fewer or shorter headers."),
-    "unsupported_encoding": (
-        "The request's body is packed in a way that is not read here.",
-        "Send it plain, or in a coding that `Accept-Encoding` names.",
-    ),
-    "expectation_failed": ("`Expect` says what nobody here can do.", "Send no such `Expect`."),
-    "upgrade_required": (
-        "This path takes a WebSocket, or takes none.",
-        "Connect one, or send a POST; `Upgrade` says which.",
-    ),
-    "internal_error": (
-        "Something went wrong inside the proxy.",
-        "Tell the operator, with the request's id.",
-    ),
-    "overloaded": ("The proxy has as much to do as it may.", "Come back after `Retry-After`."),
-    "draining": ("The proxy is shutting down.", "Come back after `Retry-After`."),
-    "proxy_shutdown": ("The proxy was shut down meanwhile.", "Send it again."),
-    "not_configured": (
-        "The operator has not yet set what this model needs.",
-        "Tell the operator which variable the message names.",
-    ),
-    "upstream_unavailable": (
-        "Whoever serves the model rests after failures.",
-        "Come back after `Retry-After`.",
-    ),
-    "upstream_dns": ("Whoever serves the model could not be found.", "Try again later."),
-    "upstream_connect": ("Whoever serves the model could not be reached.", "Try again later."),
-    "upstream_tls": (
-        "Whoever serves the model could not prove to be who is meant.",
-        "Tell the operator.",
-    ),
-    "upstream_disconnected": (
-        "Whoever serves the model broke off.",
-        "Try again; where the answer says `x-should-retry: false` it may have been billed.",
-    ),
-    "upstream_protocol": ("What came from upstream is no answer.", "Tell the operator."),
-    "upstream_auth": (
-        "The upstream refused the proxy's own credential; yours is fine.",
-        "Tell the operator.",
-    ),
-    "upstream_failed": (
-        "What the hook asks gave no answer of use.",
-        "Try again later, or tell the operator.",
-    ),
-    "upstream_timeout": (
-        "No answer began in time.",
-        "Try again, knowing that it may have been billed.",
-    ),
-    "upstream_incomplete": (
-        "The stream ended without the marker that ends it.",
-        "Take what came for a part, and try again.",
-    ),
-    "upstream_idle_timeout": (
-        "The stream fell silent for too long.",
-        "Take what came for a part, and try again.",
-    ),
+"""Our own errors that are told with their status, by code."""
+TOLD: Mapping[str, Kind] = {
+    **ANSWERED,
+    **{kind.code: kind for kind in _at("stream") if kind.code not in ANSWERED},
 }
-"""What each of our codes means, and what to do, in words for whoever called."""
+"""All that a caller may be told of: some only as a stream's last event."""
 
 
 # What carries a model

@@ -6,7 +6,7 @@ upstream's address, a class name or a stack: messages go to strangers.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Literal
@@ -29,10 +29,15 @@ Outcome = Literal[
 """How an exchange ended, as the log line says it."""
 
 
+Step = Literal["head", "key", "path", "body", "model", "upstream", "hook", "stream", "log"]
+"""How far a request has come that fails so; `stream`: its status is out; `log`: no caller is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the error table: what every error of this kind has in common.
+    """One row of the error table: all that errors of this kind have in common.
 
+    *fault* is whose it is. *meaning* and *remedy* are for whoever called: what happened, and what to do.
     *close* says that the client's connection cannot be used again; *retry* is what
     `x-should-retry` truthfully tells an SDK, where it would otherwise guess wrongly.
     """
@@ -41,75 +46,142 @@ class Kind:
     type: str
     code: str
     outcome: Outcome
+    fault: Literal["caller", "proxy", "operator", "upstream"]
+    step: Step
+    meaning: str
+    remedy: str
     close: bool = False
     retry: bool | None = None
 
 
-# The caller's doing.
-INVALID_KEY = Kind(401, "authentication_error", "invalid_api_key", "refused", retry=False)
-MODEL_NOT_ALLOWED = Kind(403, "permission_error", "model_not_allowed", "refused")
-ORIGIN_NOT_ALLOWED = Kind(403, "permission_error", "origin_not_allowed", "refused")
-NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "client_error")
-MODEL_NOT_FOUND = Kind(404, "invalid_request_error", "model_not_found", "client_error")
-ENDPOINT_NOT_SUPPORTED = Kind(
-    404, "invalid_request_error", "endpoint_not_supported", "client_error"
-)
-METHOD_NOT_ALLOWED = Kind(405, "invalid_request_error", "method_not_allowed", "client_error")
-HEADER_MISSING = Kind(400, "invalid_request_error", "missing_header", "client_error")
-HEADER_UNKNOWN = Kind(404, "invalid_request_error", "unknown_header", "client_error")
+# The table. Who adds a row has added it to the documents that we serve; `scripts/docs` to the page.
+# fmt: off
+
+INVALID_JSON = Kind(400, "invalid_request_error", "invalid_json", "client_error", "caller", "body",
+    "The body is not a JSON object, or not a form that every reader reads alike.",
+    "Mend the body.")
+INVALID_MODEL = Kind(400, "invalid_request_error", "invalid_model", "client_error", "caller", "model",
+    "The model is missing with no default one, is not a string, or stands there twice.",
+    "Send one `model`.")
+BAD_REQUEST = Kind(400, "invalid_request_error", "bad_request", "client_error", "caller", "head",
+    "What came is not HTTP/1.1 that every reader reads alike.",
+    "See the message; the connection is closed.", close=True)
+INVALID_KEY = Kind(401, "authentication_error", "invalid_api_key", "refused", "caller", "key",
+    "There is no key, or a wrong or an expired one.",
+    "Present a key that the operator of this proxy has given you.", retry=False)
+MODEL_NOT_ALLOWED = Kind(403, "permission_error", "model_not_allowed", "refused", "caller", "model",
+    "The key is not for this model.",
+    "Ask for another model, or ask the operator to widen the key.")
+ORIGIN_NOT_ALLOWED = Kind(403, "permission_error", "origin_not_allowed", "refused", "caller", "key",
+    "This proxy asks for no key, and answers only to its own names.",
+    "Call it by its own address, or ask the operator to add this name to `hosts`.")
+NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "client_error", "caller", "path",
+    "There is nothing at this path.",
+    "Check the base URL: it ends in `/v1` for OpenAI's SDKs, and not for Anthropic's.")
+MODEL_NOT_FOUND = Kind(404, "invalid_request_error", "model_not_found", "client_error", "caller", "model",
+    "No route leads to this model.",
+    "Check the name; the message says which ones are near.")
+HEADER_MISSING = Kind(400, "invalid_request_error", "missing_header", "client_error", "caller", "model",
+    "A header that says where this model leads is missing.",
+    "Send the header that the message names.")
+HEADER_UNKNOWN = Kind(404, "invalid_request_error", "unknown_header", "client_error", "caller", "model",
+    "A header that says where this model leads has a value that leads nowhere.",
+    "Check the value; upper and lower case count.")
 """Of a route by header, which says what these two are called."""
-INVALID_JSON = Kind(400, "invalid_request_error", "invalid_json", "client_error")
-INVALID_MODEL = Kind(400, "invalid_request_error", "invalid_model", "client_error")
-BAD_REQUEST = Kind(400, "invalid_request_error", "bad_request", "client_error", close=True)
-UNSUPPORTED_ENCODING = Kind(415, "invalid_request_error", "unsupported_encoding", "client_error")
-EXPECTATION_FAILED = Kind(417, "invalid_request_error", "expectation_failed", "client_error")
-URI_TOO_LONG = Kind(414, "invalid_request_error", "uri_too_long", "client_error", close=True)
-UPGRADE_REQUIRED = Kind(426, "invalid_request_error", "upgrade_required", "client_error")
-REQUEST_TIMEOUT = Kind(
-    408, "invalid_request_error", "request_timeout", "client_error", close=True, retry=False
-)
-REQUEST_TOO_LARGE = Kind(
-    413, "invalid_request_error", "request_too_large", "client_error", close=True
-)
-HEADERS_TOO_LARGE = Kind(
-    431, "invalid_request_error", "headers_too_large", "client_error", close=True
-)
+ENDPOINT_NOT_SUPPORTED = Kind(404, "invalid_request_error", "endpoint_not_supported", "client_error", "caller", "model",
+    "Whoever serves this model does not speak what is spoken at this path.",
+    "Use a path that the message names, or another model.")
+METHOD_NOT_ALLOWED = Kind(405, "invalid_request_error", "method_not_allowed", "client_error", "caller", "path",
+    "The path takes another method.",
+    "See `Allow`.")
+REQUEST_TIMEOUT = Kind(408, "invalid_request_error", "request_timeout", "client_error", "caller", "head",
+    "The request did not arrive in time.",
+    "Send it again.", close=True, retry=False)
+REQUEST_TOO_LARGE = Kind(413, "invalid_request_error", "request_too_large", "client_error", "caller", "body",
+    "The body is over the limit.",
+    "Send less.", close=True)
+URI_TOO_LONG = Kind(414, "invalid_request_error", "uri_too_long", "client_error", "caller", "head",
+    "The request's target is too long.",
+    "Send a shorter one.", close=True)
+HEADERS_TOO_LARGE = Kind(431, "invalid_request_error", "headers_too_large", "client_error", "caller", "head",
+    "The request's head is too large.",
+    "Send fewer or shorter headers.", close=True)
+UNSUPPORTED_ENCODING = Kind(415, "invalid_request_error", "unsupported_encoding", "client_error", "caller", "body",
+    "The request's body is packed in a way that is not read here.",
+    "Send it plain, or in a coding that `Accept-Encoding` names.")
+EXPECTATION_FAILED = Kind(417, "invalid_request_error", "expectation_failed", "client_error", "caller", "head",
+    "`Expect` says what nobody here can do.",
+    "Send no such `Expect`.")
+UPGRADE_REQUIRED = Kind(426, "invalid_request_error", "upgrade_required", "client_error", "caller", "path",
+    "This path takes a WebSocket, or takes none.",
+    "Connect one, or send a POST; `Upgrade` says which.")
 
-# Ours.
-INTERNAL = Kind(500, "server_error", "internal_error", "upstream_error")
-OVERLOADED = Kind(503, "server_error", "overloaded", "refused")
-DRAINING = Kind(503, "server_error", "draining", "refused", close=True)
-SHUTDOWN = Kind(503, "server_error", "proxy_shutdown", "shutdown", close=True)
+INTERNAL = Kind(500, "server_error", "internal_error", "upstream_error", "proxy", "head",
+    "Something went wrong inside the proxy.",
+    "Tell the operator, with the request's id.")
+OVERLOADED = Kind(503, "server_error", "overloaded", "refused", "proxy", "upstream",
+    "The proxy has as much to do as it may.",
+    "Come back after `Retry-After`.")
+DRAINING = Kind(503, "server_error", "draining", "refused", "proxy", "head",
+    "The proxy is shutting down.",
+    "Come back after `Retry-After`.", close=True)
+SHUTDOWN = Kind(503, "server_error", "proxy_shutdown", "shutdown", "proxy", "head",
+    "The proxy was shut down meanwhile.",
+    "Send it again.", close=True)
 
-# The upstream's, or its operator's.
-NOT_CONFIGURED = Kind(503, "upstream_error", "not_configured", "upstream_error")
-HOOK_FAILED = Kind(502, "upstream_error", "upstream_failed", "upstream_error")
-UPSTREAM_UNAVAILABLE = Kind(503, "upstream_error", "upstream_unavailable", "upstream_error")
-UPSTREAM_DNS = Kind(502, "upstream_error", "upstream_dns", "upstream_error")
-UPSTREAM_CONNECT = Kind(502, "upstream_error", "upstream_connect", "upstream_error")
-UPSTREAM_TLS = Kind(502, "upstream_error", "upstream_tls", "upstream_error")
-UPSTREAM_DISCONNECTED = Kind(502, "upstream_error", "upstream_disconnected", "upstream_error")
-UPSTREAM_PROTOCOL = Kind(502, "upstream_error", "upstream_protocol", "upstream_error", retry=False)
-UPSTREAM_AUTH = Kind(502, "upstream_error", "upstream_auth", "upstream_error", retry=False)
-UPSTREAM_TIMEOUT = Kind(504, "timeout_error", "upstream_timeout", "timeout", retry=False)
+NOT_CONFIGURED = Kind(503, "upstream_error", "not_configured", "upstream_error", "operator", "upstream",
+    "The operator has not yet set what this model needs.",
+    "Tell the operator which variable the message names.")
+UPSTREAM_UNAVAILABLE = Kind(503, "upstream_error", "upstream_unavailable", "upstream_error", "upstream", "upstream",
+    "Whoever serves the model rests after failures.",
+    "Come back after `Retry-After`.")
+UPSTREAM_DNS = Kind(502, "upstream_error", "upstream_dns", "upstream_error", "upstream", "upstream",
+    "Whoever serves the model could not be found.",
+    "Try again later.")
+UPSTREAM_CONNECT = Kind(502, "upstream_error", "upstream_connect", "upstream_error", "upstream", "upstream",
+    "Whoever serves the model could not be reached.",
+    "Try again later.")
+UPSTREAM_TLS = Kind(502, "upstream_error", "upstream_tls", "upstream_error", "upstream", "upstream",
+    "Whoever serves the model could not prove to be who is meant.",
+    "Tell the operator.")
+UPSTREAM_DISCONNECTED = Kind(502, "upstream_error", "upstream_disconnected", "upstream_error", "upstream", "upstream",
+    "Whoever serves the model broke off.",
+    "Try again; where the answer says `x-should-retry: false` it may have been billed.")
+UPSTREAM_PROTOCOL = Kind(502, "upstream_error", "upstream_protocol", "upstream_error", "upstream", "upstream",
+    "What came from upstream is no answer.",
+    "Tell the operator.", retry=False)
+UPSTREAM_AUTH = Kind(502, "upstream_error", "upstream_auth", "upstream_error", "operator", "upstream",
+    "The upstream refused the proxy's own credential; yours is fine.",
+    "Tell the operator.", retry=False)
+HOOK_FAILED = Kind(502, "upstream_error", "upstream_failed", "upstream_error", "upstream", "hook",
+    "What the hook asks gave no answer of use.",
+    "Try again later, or tell the operator.")
+UPSTREAM_TIMEOUT = Kind(504, "timeout_error", "upstream_timeout", "timeout", "upstream", "upstream",
+    "No answer began in time.",
+    "Try again, knowing that it may have been billed.", retry=False)
 
-# After the first byte: only ever seen as the last event of a stream, or in the log.
-STREAM_DISCONNECTED = Kind(502, "upstream_error", "upstream_disconnected", "upstream_cut")
-STREAM_INCOMPLETE = Kind(502, "upstream_error", "upstream_incomplete", "upstream_cut")
-STREAM_IDLE = Kind(504, "timeout_error", "upstream_idle_timeout", "timeout")
-STREAM_TIMEOUT = Kind(504, "timeout_error", "upstream_timeout", "timeout")
-STREAM_ERROR = Kind(200, "upstream_error", "upstream_error_event", "upstream_error")
-"""Only ever in the log: the upstream said, inside a 200, that it has failed."""
-CLIENT_GONE = Kind(499, "client_closed", "client_gone", "client_gone")
-CLIENT_STALLED = Kind(499, "client_closed", "client_stalled", "timeout")
+STREAM_DISCONNECTED = replace(UPSTREAM_DISCONNECTED, outcome="upstream_cut", step="stream")
+STREAM_INCOMPLETE = Kind(502, "upstream_error", "upstream_incomplete", "upstream_cut", "upstream", "stream",
+    "The stream ended without the marker that ends it.",
+    "Take what came for a part, and try again.")
+STREAM_IDLE = Kind(504, "timeout_error", "upstream_idle_timeout", "timeout", "upstream", "stream",
+    "The stream fell silent for too long.",
+    "Take what came for a part, and try again.")
+STREAM_TIMEOUT = replace(UPSTREAM_TIMEOUT, step="stream", retry=None)
+STREAM_ERROR = Kind(200, "upstream_error", "upstream_error_event", "upstream_error", "upstream", "log",
+    "The upstream said, inside a 200, that it has failed.",
+    "See what it said: it was passed on.")
+CLIENT_GONE = Kind(499, "client_closed", "client_gone", "client_gone", "caller", "log",
+    "The client left before its answer was whole.",
+    "Give it more time, if it was not meant to.")
+CLIENT_STALLED = Kind(499, "client_closed", "client_stalled", "timeout", "caller", "log",
+    "The client took nothing of its answer for too long.",
+    "Read faster, or have `timeout.write` raised.")
 
-GRAVE = frozenset(
-    [
-        kind.code
-        for kind in tuple(globals().values())
-        if isinstance(kind, Kind) and kind.status >= 500
-    ]
-)
+# fmt: on
+KINDS = tuple(kind for kind in tuple(globals().values()) if isinstance(kind, Kind))
+"""The table's rows, in its order."""
+GRAVE = frozenset(kind.code for kind in KINDS if kind.status >= 500)
 """The codes of what is not the caller's doing: an operator should hear of it."""
 
 

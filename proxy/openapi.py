@@ -16,14 +16,14 @@ from proxy import __version__, dialects, errors
 from proxy.config import Snapshot
 from proxy.dialects import GEMINI, REALTIME, Dialect
 from proxy.directory import (
+    ANSWERED,
     BODY,
     FIXED,
     FORMS,
     HEAD,
     KEPT,
-    KINDS,
-    MEANINGS,
     MODEL,
+    TOLD,
     Fixed,
     Form,
     fields,
@@ -157,7 +157,7 @@ def document(view: View, root: str) -> Json:
         "x-trunkline": {
             **summary(view, root),
             "errors": {
-                code: {"what": what, "do": remedy} for code, (what, remedy) in MEANINGS.items()
+                code: {"what": kind.meaning, "do": kind.remedy} for code, kind in TOLD.items()
             },
         },
     }
@@ -447,13 +447,14 @@ def _answer(description: str, content: Json) -> Json:
 
 def _refusal(status: int, shape: Shape, known_as: str | None, *, relays: bool) -> Json:
     """Describe our own errors of *status* in *shape*; where we relay, an upstream may say it, too."""
-    examples = {kind.code: {"value": _example(kind, shape, known_as)} for kind in KINDS[status]}
+    kinds = [kind for kind in ANSWERED.values() if kind.status == status]
+    examples = {kind.code: {"value": _example(kind, shape, known_as)} for kind in kinds}
     ref: Json = {"$ref": f"#/components/schemas/{_SHAPES[shape]}"}
     schema = {"anyOf": [ref, _ANYTHING]} if relays else ref
     content: Json = {"application/json": {"schema": schema, "examples": examples}}
     if relays:
         content["*/*"] = {}
-    answer = _answer(" ".join(MEANINGS[kind.code][0] for kind in KINDS[status]), content)
+    answer = _answer(" ".join(kind.meaning for kind in kinds), content)
     for name, statuses in _HINTS.items():
         if status in statuses:
             answer["headers"][name] = {"$ref": f"#/components/headers/{name}"}
@@ -461,7 +462,7 @@ def _refusal(status: int, shape: Shape, known_as: str | None, *, relays: bool) -
 
 
 def _example(kind: Kind, shape: Shape, known_as: str | None) -> Any:
-    error = ProxyError(kind, MEANINGS[kind.code][0])
+    error = ProxyError(kind, kind.meaning)
     return orjson.loads(render(error, shape, "req_1", name=known_as).partition(b"\r\n\r\n")[2])
 
 

@@ -14,6 +14,8 @@ import pytest
 import trustme
 
 from proxy.config import ConfigError, load
+from proxy.errors import KINDS, Kind
+from tests import written
 
 ROOT = Path(__file__).parents[1]
 MISTAKE = "<!-- a mistake -->"
@@ -265,6 +267,37 @@ def test_every_page_is_reached() -> None:
         (ROOT / link).resolve() for link in _LINK.findall((ROOT / "README.md").read_text("utf-8"))
     }
     assert {*pages(), *BESIDE} - {ROOT / "README.md"} <= readme
+
+
+# Tables that are written from the program
+
+
+@pytest.mark.parametrize("name", written.PAGES)
+def test_written(name: str) -> None:
+    """A table that is made from the program is up to date."""
+    page = (ROOT / "docs" / name).read_text("utf-8")
+    assert page == written.renewed(page, written.PAGES[name]()), "not up to date: scripts/docs"
+
+
+def test_new_error() -> None:
+    """A new kind of error has a row on the page by that alone, under its status; the rest stays as it is."""
+    new = Kind(
+        418, "invalid_request_error", "teapot", "refused", "caller", "body", "It is.", "Wait."
+    )
+    page = (ROOT / "docs/errors.md").read_text("utf-8")
+    row = "| 418 | `teapot` | the caller's | It is. | Wait. |  |\n"
+    grown = written.renewed(page, written.of_errors((*KINDS, new)))
+    assert grown.replace(row, "") == page
+    assert grown.partition(row)[2].startswith("| 426 |")
+
+
+def test_error_notes() -> None:
+    """What more is said about errors is about some that there are."""
+    more = (ROOT / "docs/errors.md").read_text("utf-8").partition("## More about some")[2]
+    cells = re.findall(r"^\| (`.*?`) \|", more, re.MULTILINE)
+    codes = [code for cell in cells for code in re.findall(r"`(\w+)`", cell)]
+    assert len(codes) == len({*codes}) > 20
+    assert {*codes} <= {kind.code for kind in KINDS}
 
 
 def test_glossary() -> None:

@@ -14,8 +14,8 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import opening
-from proxy.errors import printable
+from proxy import errors, opening
+from proxy.errors import GRAVE, KINDS, Kind, printable
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, Pair, chat, request
 from tests.harness.proxy import Proxy, serving
@@ -559,3 +559,16 @@ def test_printable(text: str) -> None:
     assert shown.isprintable()
     assert len(shown) <= 128
     assert shown == text or not (text.isprintable() and len(text) <= 128)
+
+
+def test_table() -> None:
+    """Each kind has one row in the table, and each code one meaning, in words that a stranger may read."""
+    assert {value for value in vars(errors).values() if isinstance(value, Kind)} == {*KINDS}
+    meanings = {kind.code: (kind.meaning, kind.remedy) for kind in KINDS}
+    for kind in KINDS:
+        assert meanings[kind.code] == (kind.meaning, kind.remedy)
+        for text in meanings[kind.code]:
+            assert re.fullmatch(r"[A-Z`][ -~]{5,90}[.]", text), kind.code
+        assert kind.code in GRAVE or kind.fault == "caller" or kind.step == "log"
+    answered = [kind.code for kind in KINDS if kind.step not in ("stream", "log")]
+    assert len(answered) == len({*answered})

@@ -15,7 +15,7 @@ import orjson
 from proxy import __version__, openapi, pages
 from proxy.answers import respond
 from proxy.config import Snapshot
-from proxy.directory import KINDS, MEANINGS
+from proxy.directory import ANSWERED, TOLD
 from proxy.edge import Request
 from proxy.errors import ProxyError
 from proxy.exchange import Exchange
@@ -131,12 +131,12 @@ def _summary(view: View) -> dict[str, Any]:
         },
         "errors": [
             {
-                "status": next((s for s, kinds in KINDS.items() if _has(kinds, code)), None),
+                "status": kind.status if code in ANSWERED else None,
                 "code": code,
-                "meaning": meaning,
-                "remedy": remedy,
+                "meaning": kind.meaning,
+                "remedy": kind.remedy,
             }
-            for code, (meaning, remedy) in MEANINGS.items()
+            for code, kind in TOLD.items()
         ],
         "docs": {
             "openapi": "openapi.json",
@@ -145,10 +145,6 @@ def _summary(view: View) -> dict[str, Any]:
             "index": "../llms.txt",
         },
     }
-
-
-def _has(kinds: tuple[Any, ...], code: str) -> bool:
-    return any(kind.code == code for kind in kinds)
 
 
 def _index(view: View) -> str:
