@@ -139,33 +139,35 @@ def find_model(body: Body) -> Found:
     Raises `BodyError` if *body* is not a JSON object in UTF-8, if `model` is not a string, or if one
     of the two stands there twice, in whatever case: an upstream might obey the other one.
     """
-    beyond = not body.isascii()
-    if beyond:
+    escaped = _is_escaped(body)
+    if not body.isascii():
         _check_text(body)
-    if (beyond and (_has(body, b"\xc5\xbf") or _has(body, b"\xef\xac"))) or (
-        _has(body, b"\\u") and _LIGATURE.search(body)
-    ):
+        if _has(body, b"\xc5\xbf") or _has(body, b"\xef\xac"):
+            _parse(body, _BEYOND)
+    if escaped and _LIGATURE.search(body):
         _parse(body, _BEYOND)
-    found = _find(body, _REQUEST)
+    found = _find(body, _REQUEST, escaped=escaped)
     found.model = found.model or None  # an empty one is none
     return found
 
 
 def find_in_answer(body: Body) -> Found:
     """Do what `find_model` does in an answer, which nobody takes for two things who asked for it."""
-    return _find(body, _PLAIN)
+    return _find(body, _PLAIN, escaped=_is_escaped(body))
 
 
-def _find(body: Body, decoder: _Decoder) -> Found:
+def _find(body: Body, decoder: _Decoder, *, escaped: bool) -> Found:
     # *text* differs from *body* only where a lone surrogate was masked, at the same length, so
     # that every offset found in one holds in the other.
     text, head = _parse(body, decoder)
-    plain = not _has(text, b"\\u") or _LETTER.search(text) is None
-    streamed = head.get("stream")
-    if streamed is not None and not (plain and _lone(text, "stream") >= 0):
-        _locate(text, "stream", bytes(streamed), plain=plain)
-    stream = streamed is not None and bytes(streamed) == b"true"
-    literal = head.get("model")
+    plain = not escaped or _LETTER.search(text) is None
+    streamed, literal = head.get("stream"), head.get("model")
+    stream = False
+    if streamed is not None:
+        said = bytes(streamed)
+        stream = said == b"true"
+        if not plain or _lone(text, "stream") < 0:
+            _locate(text, "stream", said, plain=plain)
     if literal is None:
         opening = _OPEN.match(text)
         assert opening is not None  # msgspec has parsed it as an object
@@ -188,6 +190,11 @@ def splice(body: Body, found: Found, model: str) -> list[Piece]:
     value = model.encode("utf-8") if found.form else orjson.dumps(model)
     whole = body if len(body) < COPIED_BYTES else memoryview(body)
     return [whole[: found.start], found.before + value + found.after, whole[found.end :]]
+
+
+def _is_escaped(text: Body) -> bool:
+    """Return whether a letter of *text* may be written by its number."""
+    return 92 in text and b"\\u" in text
 
 
 def _has(text: Body, pair: bytes) -> bool:
@@ -230,8 +237,9 @@ def _parse(body: Body, decoder: msgspec.json.Decoder[Parsed]) -> tuple[Body, Par
 
 def _lone(text: Body, name: str) -> int:
     """Return where *name* stands in quotes in *text*, -1 unless it does exactly once."""
-    only = text.find(_QUOTED[name])
-    return only if only < 0 or text.find(_QUOTED[name], only + 1) < 0 else -1
+    quoted = _QUOTED[name]
+    only = text.find(quoted)
+    return only if only < 0 or text.find(quoted, only + 1) < 0 else -1
 
 
 def _locate(text: Body, name: str, literal: bytes, *, plain: bool) -> tuple[int, int]:
