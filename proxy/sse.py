@@ -21,6 +21,8 @@ HELD_BYTES = 1024 * 1024
 
 BOM = b"\xef\xbb\xbf"
 """May begin a stream; in the middle of one it is a part of whatever it stands before."""
+_ODD = BOM[:1] + b"\r\n"
+"""With one of these begins what is not, or not only, an event."""
 
 # An event ends with an empty line. Atomic, so that CRLF is never taken for two line ends.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
@@ -45,6 +47,9 @@ _SECOND, _SECOND_SPACED = b'"index":1', b'"index": 1'
 are several, the second is among them. It is found in a third of the time of an expression, and a
 vendor writes it in one way.
 """
+_NO_CHOICE: set[int] = set()
+_FIRST_CHOICE = {0}
+"""Spare each stream sets of its own, as long as there is one choice: nobody adds to these."""
 _DATA = re.compile(rb"(?:^|[\r\n])data: ?([^\r\n]*)")
 _APART = re.compile(rb"(?:^|[\r\n])error: ?([^\r\n]*)")
 """An error in a field of its own, which the standard does not know: GPUStack's."""
@@ -120,8 +125,8 @@ class Tap:
         )
         self._second = _SECOND
         self._several = False  # there are other choices than the first
-        self._going_on: set[int] = set()  # choices that were seen, and have not finished
-        self._reasons: set[int] = set()  # those that have
+        self._going_on = _NO_CHOICE  # choices that were seen, and have not finished
+        self._reasons = _NO_CHOICE  # those that have
         self.between = True
         self.quiet = True
         self.spoke = False
@@ -155,6 +160,11 @@ class Tap:
 
     def _take(self, data: bytes) -> None:
         """Do what `feed` does with whatever it is."""
+        if self.between and data.endswith(b"\n\n") and data[0] not in _ODD:
+            self._begun = None
+            self._look(data)
+            self.quiet, self._usual = True, self.spoke
+            return
         last = data[-1:]
         if self._begun is not None:
             data = self._begin(data)
@@ -256,19 +266,29 @@ class Tap:
                 continue
             self._foreign = False
             for choice in choices:
-                index = choice.index or 0
-                self._several = self._several or index != 0
-                if choice.finish_reason:
-                    self._reasons.add(index)
-                    self._going_on.discard(index)
-                elif index not in self._reasons:
-                    self._going_on.add(index)
+                self._note(choice.index or 0, ended=bool(choice.finish_reason))
             if first and choices:
                 self._second = _SECOND_SPACED if b'"index": ' in data else _SECOND
                 if events.rfind(self._second) < 0:
                     break
                 first = False
         self.finished = bool(self._reasons) and not self._going_on
+
+    def _note(self, index: int, *, ended: bool) -> None:
+        """Take note that the choice of this *index* goes on, or has *ended*."""
+        if index == 0 and not self._several:  # nearly always
+            ended = ended or bool(self._reasons)
+            self._reasons = _FIRST_CHOICE if ended else _NO_CHOICE
+            self._going_on = _NO_CHOICE if ended else _FIRST_CHOICE
+            return
+        if not self._several:
+            self._several = True
+            self._reasons, self._going_on = set(self._reasons), set(self._going_on)
+        if ended:
+            self._reasons.add(index)
+            self._going_on.discard(index)
+        elif index not in self._reasons:
+            self._going_on.add(index)
 
 
 def _is_marked(events: bytes, ending: Ending) -> bool:
