@@ -63,6 +63,7 @@ class Asking:
                 opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
                 raise
             finally:
+                opened.attempt.ended = self._clock()
                 self._opener.done(opened, exchange.outcome, exchange.error)
         finally:
             self._gate.leave()

@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 from proxy.errors import Shape
 
 
-class Ending(Enum):
+class Ending(StrEnum):
     """What must be seen before the end of a stream counts as its end."""
 
     NONE = "none"

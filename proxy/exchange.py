@@ -137,6 +137,8 @@ class Exchange:
         """
         begun = self.read if self.read is not None else self.received
         until = self.relayed if self.relayed is not None else now
+        sent = self.model_sent
+        shown = _shown(sent)
         return {
             "ts": None,
             "level": "warning" if self.error in GRAVE else "debug" if self.quiet else "info",
@@ -148,7 +150,7 @@ class Exchange:
             "route": self.route.name if self.route else None,
             "upstream": self.upstream.name if self.upstream else None,
             "model": self.model,
-            "upstream_model": None if self.model_sent is None else printable(self.model_sent),
+            "upstream_model": shown,
             "method": self.method,
             "path": printable(self.path, 1024),
             "status": self.status,
@@ -157,7 +159,7 @@ class Exchange:
             "attempts": [
                 {
                     "upstream": attempt.upstream,
-                    "model": None if attempt.model is None else printable(attempt.model),
+                    "model": shown if attempt.model is sent else _shown(attempt.model),
                     "credential": attempt.credential,
                     "phase": attempt.phase,
                     "status": attempt.status,
@@ -184,6 +186,10 @@ class Exchange:
             "client_ip": self.client_ip,
             "error": self.error,
         }
+
+
+def _shown(model: str | None) -> str | None:
+    return None if model is None else printable(model)
 
 
 def _ms(start: float, end: float) -> float:

@@ -58,8 +58,8 @@ MATCHED_CHARS = 256
 """How long the name of a model may be to be kept: a body's worth of it is a model's name too."""
 
 
-_Matched = tuple[str | None, str | None, Upstream, Route]
-"""The model as it is shown, as it is sent first, where to, and by which route."""
+_Matched = tuple[str | None, str | None, Upstream, Route, str | None]
+"""The model as it is shown, as it is sent first, where to, by which route, and by what name there."""
 
 
 class Forward:
@@ -88,7 +88,9 @@ class Forward:
         goes wrong before the first byte of an answer.
         """
         exchange.key = self.identify(exchange, surface)
-        unpacker = unpacker_of(exchange.headers)
+        unpacker = None
+        if b"content-encoding" in exchange.headers.first:
+            unpacker = unpacker_of(exchange.headers)
         if unpacker is not None:
             exchange.headers = exchange.headers.without(b"content-encoding")
         self._gate.enter()
@@ -110,7 +112,8 @@ class Forward:
                 await asyncio.sleep(0)  # what others have written goes out before we take our time
             found = _find(exchange, body)
             exchange.stream = found.stream
-            route, groups, name = self._match(exchange, surface, _asked(exchange, found))
+            asked = found.model if exchange.azure is None else _asked(exchange, found)
+            route, groups, name = self._match(exchange, surface, asked)
             exchange.echo = name if surface.echo_model else None
             passthrough = surface.auth == "passthrough"
             return await self._opener.open(
@@ -256,17 +259,18 @@ class Forward:
         place = asked, surface.name, dialect.name
         matched = self._matched.get(place)
         if matched is not None and (key is None or key.models is None):
-            exchange.model, exchange.model_sent, exchange.upstream, route = matched
+            exchange.model, exchange.model_sent, exchange.upstream, route, name = matched
             exchange.route = route
-            return route, route.groups, _name_of(route, asked)
+            return route, route.groups, name
         route, groups = self._find_route(exchange, surface, asked)
         model, sent, upstream = exchange.model, exchange.model_sent, exchange.upstream
         assert upstream is not None
+        name = _name_of(route, asked)
         short = asked is None or len(asked) <= MATCHED_CHARS
         if route.switch is None and short:
             size = getsizeof(asked) + getsizeof(model) + getsizeof(sent)
-            self._matched.keep(place, (model, sent, upstream, route), size)
-        return route, groups, _name_of(route, asked)
+            self._matched.keep(place, (model, sent, upstream, route, name), size)
+        return route, groups, name
 
     def _find_route(
         self, exchange: Exchange, surface: Surface, asked: str | None
@@ -361,6 +365,7 @@ class Forward:
             await relay.run()
         finally:
             self._relays.discard(relay)
+            opened.attempt.ended = self._clock()
             self._opener.done(opened, exchange.outcome, exchange.error)
 
 
@@ -435,9 +440,8 @@ def _find(exchange: Exchange, body: Body) -> Found:
             return Found(model_in_query(exchange.query), 0, 0, stream=False)
         boundary = boundary_of(exchange.headers.first.get(b"content-type", b""))
         found = find_model(body) if boundary is None else find_in_form(body, boundary)
-        asked = _asked(exchange, found)
-        if exchange.query:
-            exchange.query = without_model(exchange.query, asked)
+        if exchange.query or exchange.azure is not None:
+            exchange.query = without_model(exchange.query, _asked(exchange, found))
         return found
     except BodyError as error:
         raise error.told() from None

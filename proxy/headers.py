@@ -236,5 +236,7 @@ _media_type = lru_cache(maxsize=256)(_as_media_type)
 
 def is_plain(headers: Headers) -> bool:
     """Return whether what *headers* announce can be read as it is."""
-    codings = headers.first.get(b"content-encoding", b"")
+    codings = headers.first.get(b"content-encoding")
+    if codings is None:  # nearly always
+        return True
     return all(coding.strip().lower() in PLAIN for coding in codings.split(b","))

@@ -198,14 +198,9 @@ class Opener:
         return opened
 
     def done(self, opened: Opened, outcome: Outcome | None, code: str | None) -> None:
-        """Take note that the answer *opened* is over, with what *outcome*, and which error's *code*; keep
-        its connection, if it can be used again.
+        """Take note that the answer *opened*, whose attempt has ended, is over: with what *outcome*, and
+        which error's *code*. Keep its connection, if it can be used again.
         """
-        opened.attempt.ended = self.clock()
-        self.let_go(opened, outcome, code)
-
-    def let_go(self, opened: Opened, outcome: Outcome | None, code: str | None) -> None:
-        """Do what `done` does for an answer that was over, for us, when its head had come."""
         attempt, health = opened.attempt, opened.choice.health
         now = attempt.ended or self.clock()
         if outcome not in FAILURES or code == CLIENT_STALLED.code:
@@ -292,19 +287,21 @@ class _Opening:
         attempt may be made.
         """
         exchange, asked = self._asked.exchange, self._asked
-        told, total = exchange.headers.first, target.timeouts.total
-        sending = least(patience(told.get(b"x-stainless-timeout")), total)
+        told, sending, reading = exchange.headers.first, target.timeouts.total, None
+        if b"x-stainless-timeout" in told:
+            sending = least(patience(told[b"x-stainless-timeout"]), sending)
         if sending is not None:
             self._until = exchange.received + sending
         sent = exchange.received if exchange.read is None else exchange.read
-        reading = patience(told.get(b"x-stainless-read-timeout"))
+        if b"x-stainless-read-timeout" in told:
+            reading = patience(told[b"x-stainless-read-timeout"])
         if asked.upload is not None:
             self._patience = reading  # all is sent when the upload is over
         elif reading is not None:
             self._until = min(self._until, sent + reading)
-        self._deadline = self._until
-        if target.retry.deadline is not None:
-            self._deadline = min(self._until, sent + target.retry.deadline)
+        self._deadline, deadline = self._until, target.retry.deadline
+        if deadline is not None and sent + deadline < self._until:
+            self._deadline = sent + deadline
 
     def _seconds_left(self) -> float:
         """Return for how long another attempt may be begun."""
@@ -478,7 +475,10 @@ class _Opening:
             exchange.waited += attempt.ended - started
         opened = Opened(choice, to, connection, attempt, probe)
         try:
-            reason = opened.stands_for = await self._look(opened)
+            reason = connection.status
+            if reason >= 400 or (asked.route is not None and asked.route.peek):
+                reason = await self._look(opened)
+            opened.stands_for = reason
         except BaseException:
             health.end(probe)
             opener.transport.drop(connection)
@@ -486,8 +486,9 @@ class _Opening:
         health.answered(attempt.ended, _as_status(reason), attempt.ended - started, probe)
         if reason == 401 and not asked.passthrough and not opened.hearsay:
             self._note_refusal(choice)
-        rule = rule_of(reason, choice.target.retry.also)
-        if rule is None or asked.upload is not None:
+        if reason < 400 or asked.upload is not None:
+            return opened
+        if rule_of(reason, choice.target.retry.also) is None:
             return opened
         self._held = opened
         raise self._failed(opened, reason)
@@ -590,7 +591,7 @@ class _Opening:
     def _discard(self) -> None:
         assert self._held is not None
         outcome = outcome_of(_as_status(self._held.stands_for))
-        self._opener.let_go(self._held, outcome, None)
+        self._opener.done(self._held, outcome, None)
         self._held = None
 
 
