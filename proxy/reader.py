@@ -84,6 +84,7 @@ class Reader:
     def broke(self, error: ProxyError) -> None:
         """The answer will not be completed."""
         self._error = error
+        self._upstream.close()
         self._wake()
 
     def _wake(self) -> None:

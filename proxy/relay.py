@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from proxy.connection import BODILESS, Connection
+from proxy.arrival import BODILESS
+from proxy.connection import Connection
 from proxy.dialects import Ending, shape_of
 from proxy.echo import Echo
 from proxy.errors import (

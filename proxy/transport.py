@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
 
+from proxy.arrival import HEAD_BYTES
 from proxy.body import Piece
-from proxy.connection import HEAD_BYTES, Connection, Upload, not_let_in, refusal
+from proxy.connection import Connection, Upload, not_let_in, refusal
 from proxy.descriptors import MOMENT_SECONDS, Descriptors
 from proxy.errors import (
     OVERLOADED,
@@ -76,6 +77,10 @@ class Transport:
         self._watches: Mapping[str, Watch] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
+    def __repr__(self) -> str:
+        idle = sum(map(len, self._idle.values()))
+        return f"<Transport: {len(self._open) - idle} busy, {idle} idle>"
+
     async def open(
         self,
         upstream: str,
@@ -125,8 +130,7 @@ class Transport:
         """Take *connection* back after its answer: keep it if it can be used again."""
         now = self._clock()
         if connection.reusable() and now - connection.born < MAX_AGE_SECONDS:
-            connection.busy = False
-            connection.idle_since = now
+            connection.rest(now)
             self._idle.setdefault((upstream, origin), []).append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(IDLE_SECONDS, self._sweep)

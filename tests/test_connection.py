@@ -2,14 +2,15 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.arrival import Arrival, Parser
 from proxy.connection import UNTAKEN_BYTES, Connection
 from proxy.errors import UPSTREAM_PROTOCOL, ProxyError, UpstreamFailure
 from proxy.exchange import Attempt
@@ -101,7 +102,7 @@ def asked() -> Connection:
     """Return a connection that waits for an answer, and for nothing else."""
     loop = asyncio.new_event_loop()
     connection = Connection(loop, loop.time, Outbox(loop))
-    connection.busy = True
+    connection.arrival = Arrival(connection, Parser())
     loop.close()
     return connection
 
@@ -122,114 +123,42 @@ def answered(reads: Iterable[bytes], *, late: bool = False) -> tuple[Connection,
 
 
 HEAD = head(200, [SSE, CHUNKED])
-SIZES = st.sampled_from(["{:x}", "{:X}", "{:04x}"])
-EXTENSIONS = st.sampled_from(["", "", ";a", ";a=b", ';a="b;c"'])
-BODIES = st.binary(min_size=1) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n"])
-CHUNKS = st.tuples(SIZES, EXTENSIONS, BODIES)
-BEFORE = st.sampled_from([b"", b"\r\n", head(103), head(100) + head(103)])
-TRAILERS = st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nServer-Timing: x\r\n"])
+LAST = b"0\r\n\r\n"
 
 
-def written(chunks: Sequence[tuple[str, str, bytes]], trailers: bytes = b"") -> bytes:
-    """Return a whole chunked body."""
-    lines = [(size.format(len(body)) + more).encode() for size, more, body in chunks]
-    pairs = zip(lines, chunks, strict=True)
-    coded = b"".join([b"%b\r\n%b\r\n" % (line, body) for line, (_, _, body) in pairs])
-    return coded + b"0\r\n" + trailers + b"\r\n"
-
-
-def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """Return *data* in pieces, cut at *places*, of which those outside of it do not count."""
-    edges = [0, *sorted({place for place in places if 0 < place < len(data)}), len(data)]
-    return [data[begin:end] for begin, end in pairwise(edges)]
-
-
-@given(BEFORE, st.lists(CHUNKS, max_size=5), TRAILERS, st.sets(st.integers(1, 400)), st.booleans())
-@example(b"", [("{:x}", "", b"one"), ("{:x}", "", b"two")], b"A: b\r\n", set(range(400)), False)
-def test_chunked(
-    before: bytes,
-    chunks: list[tuple[str, str, bytes]],
-    trailers: bytes,
-    places: set[int],
-    late: bool,
-) -> None:
-    """A chunked body is the same wherever the network has cut it, and whenever it is taken."""
-    reads = cut(before + HEAD + written(chunks, trailers), places)
+@given(st.lists(st.binary(min_size=1), max_size=5), st.sets(st.integers(1, 400)), st.booleans())
+def test_whenever_it_is_taken(bodies: list[bytes], places: set[int], late: bool) -> None:
+    """A body is the same whenever it is taken."""
+    sent = HEAD + b"".join(map(chunk, bodies)) + LAST
+    edges = [0, *sorted({place for place in places if place < len(sent)}), len(sent)]
+    reads = [sent[begin:end] for begin, end in pairwise(edges)]
     connection, sink, _ = answered(reads, late=late)
-    assert (connection.status, connection.headers) == (200, (SSE, CHUNKED))
-    assert sink.body == b"".join([body for _, _, body in chunks])
+    assert (connection.status, connection.reason) == (200, b"OK")
+    assert connection.headers == (SSE, CHUNKED)
+    assert sink.body == b"".join(bodies)
     assert sink.ended
     assert sink.error is None
     assert connection.reusable()
 
 
-def test_one_read_is_one_piece() -> None:
-    """However many chunks come in one read, they are handed on in one piece."""
-    events = [b"data: %d\n\n" % number for number in range(103)]
-    coded = b"".join(map(chunk, events))
-    _, sink, _ = answered([HEAD, coded, b"0\r\n\r\n"])
-    assert sink.pieces == [b"".join(events)]
-    _, sink, _ = answered([HEAD, *map(chunk, events), b"0\r\n\r\n"])
-    assert sink.pieces == events
-    assert sink.ended
-
-
-BAD = [
-    b"zz\r\n",
-    b"5\nhello",
-    b" 5\r\nhello",
-    b"5\r\nhello5\r\n",
-    b"5 \r\n",
-    b"-1\r\n",
-    b"0\r\n:\r\n",
-]
-
-
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("cuts", [[], range(400)], ids=["at once", "bytes"])
-def test_bad_chunks(bad: bytes, cuts: Sequence[int]) -> None:
-    """What came before bad chunked coding is handed on, and nothing behind it."""
-    sent = HEAD + chunk(b"good") + bad + b"\r\n" + chunk(b"canary")
-    connection, sink, wire = answered(cut(sent, cuts))
-    assert sink.body in (b"good", b"goodhello")
-    assert not sink.ended
-    assert sink.error is not None
-    assert sink.error.kind.code == "upstream_disconnected"
-    assert wire.told == ["abort"]
-    assert not connection.reusable()
-
-
-SECOND = [
-    head(200, [(b"Content-Length", b"6")]) + b"canary",
-    HEAD + chunk(b"canary") + b"0\r\n\r\n",
-    head(101, [(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")]) + b"canary",
-    head(103),
-    b"H",
-    b"canary",
-]
-
-
-@pytest.mark.parametrize("first", [HEAD + chunk(b"first") + b"0\r\n\r\n", head(204)])
-@pytest.mark.parametrize("second", SECOND)
 @pytest.mark.parametrize("late", [False, True])
-def test_a_second_answer_in_one_read(first: bytes, second: bytes, late: bool) -> None:
-    """Whatever stands behind a whole answer in the same read is not part of it, and ends the connection."""
-    connection, sink, _ = answered([first + second], late=late)
-    assert sink.body == (b"first" if first.startswith(HEAD) else b"")
-    assert sink.ended
-    assert sink.error is None
-    assert connection.status in (200, 204)
+def test_what_comes_behind_an_answer(late: bool) -> None:
+    """What comes behind a whole answer reaches nobody, and ends the connection."""
+    connection, sink, wire = answered([HEAD + chunk(b"one") + LAST + HEAD], late=late)
+    assert (sink.pieces, sink.ended) == ([b"one"], True)
     assert not connection.reusable()
+    connection.data_received(b"canary")
+    assert wire.told == ["abort"]
+    assert (sink.pieces, sink.error) == ([b"one"], None)
 
 
-@pytest.mark.parametrize("line", [b"Connection: close\r\n", b"connection: x, Close\r\n"])
-def test_last_words(line: bytes) -> None:
-    """A connection that its head, or a trailer, says will be closed is not used again."""
-    body = chunk(b"x") + b"0\r\n"
-    for sent in (HEAD[:-2] + line + b"\r\n" + body + b"\r\n", HEAD + body + line + b"\r\n"):
-        connection, sink, _ = answered([sent])
-        assert (sink.body, sink.ended) == (b"x", True)
-        assert not connection.reusable()
+def test_broken_before_it_is_taken() -> None:
+    """An answer that breaks while nobody takes it ends the connection, and is told when somebody does."""
+    connection, sink, wire = answered([HEAD, chunk(b"good"), b"zz\r\n"], late=True)
+    assert wire.told == ["abort"]
+    assert (sink.pieces, sink.ended) == ([b"good"], False)
+    assert sink.error is not None
+    assert not connection.reusable()
 
 
 @pytest.mark.parametrize("size", [100, 10_000, UNTAKEN_BYTES])
@@ -312,3 +241,49 @@ async def test_an_answer_that_nobody_takes() -> None:
         sink = Taken()
         connection.attach(sink)
         assert sink.pieces == [b"second"]
+
+
+# In words
+
+
+async def test_in_words() -> None:
+    """A connection says in English whose it is, and what it does."""
+    loop = asyncio.get_running_loop()
+    async with fresh() as (connection, theirs):
+        connection.upstream = "openai"
+        assert repr(connection) == "<Connection to openai: new>"
+        for count, words in enumerate(["1st", "2nd", "3rd", "4th"], start=1):
+            asking = loop.create_task(connection.ask([b"x"], Timeouts(), Attempt("up", 0.0)))
+            assert await loop.sock_recv(theirs, 1) == b"x"
+            assert repr(connection) == f"<Connection to openai: {words} answer, head, 0 B>"
+            body = chunk(b"x" * 19_999)
+            await loop.sock_sendall(theirs, HEAD + body)
+            await asking
+            sink = Taken()
+            connection.attach(sink)
+            async with asyncio.timeout(2):
+                while len(sink.body) < 19_999:
+                    await asyncio.sleep(0)
+            assert repr(connection) == f"<Connection to openai: {words} answer, body, 20 kB>"
+            await loop.sock_sendall(theirs, LAST)
+            async with asyncio.timeout(2):
+                while not sink.ended:
+                    await asyncio.sleep(0)
+            assert repr(connection) == f"<Connection to openai: {words} answer, whole, 20 kB>"
+            connection.rest(loop.time())
+            plural = "s" if count > 1 else ""
+            assert repr(connection) == f"<Connection to openai: idle, {count} answer{plural}>"
+        connection.close()
+        assert repr(connection) == "<Connection to openai: closed>"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (11, "11th"), (12, "12th"), (21, "21st"), (113, "113th")],
+)
+def test_ordinals(number: int, words: str) -> None:
+    """Numbers are counted as English counts them."""
+    connection = asked()
+    connection.connection_made(Wire())
+    connection.used = number
+    assert f": {words} answer," in repr(connection)

@@ -65,7 +65,7 @@ class Always(Rules):
     def a_busy_connection_is_somebodys(self) -> bool:
         """There are no more busy connections than requests in flight."""
         pool, gate = self.world.running._transport, self.world.running.gate
-        busy = [one for one in pool._open if one.busy and not one.transport.is_closing()]
+        busy = [one for one in pool._open if one.arrival and not one.transport.is_closing()]
         return len(busy) <= gate.inflight
 
     def loads_are_counted(self) -> bool:
