@@ -4,7 +4,7 @@ They stand below both sides, so that neither knows the other: `edge` serves what
 `tunnel` write to, `connection` feeds what they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from proxy.admission import Gate
@@ -36,6 +36,27 @@ class Sink(Protocol):
 
     def broke(self, error: ProxyError) -> None:
         """The answer will not be completed; its connection is of no use any more."""
+
+
+class Tap(Protocol):
+    """A tap: reads along what an upstream says, each piece when it has passed, and changes nothing."""
+
+    def feed(self, data: bytes) -> None:
+        """Take note of *data*, the next piece."""
+
+
+def together(taps: Sequence[Tap]) -> Callable[[bytes], None]:
+    """Return what feeds all of *taps*, at least one, in their order: made once, so that an event finds it
+    in one look.
+    """
+    if len(taps) == 1:
+        return taps[0].feed
+
+    def feed(data: bytes) -> None:
+        for tap in taps:
+            tap.feed(data)
+
+    return feed
 
 
 class Downstream(Protocol):

@@ -2,25 +2,33 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from proxy.connection import Connection
 from proxy.errors import STREAM_IDLE, STREAM_TIMEOUT, ProxyError
+from proxy.ports import Tap, together
 
 HELD_BYTES = 256 * 1024
 """How much of an answer waits here before its upstream is stopped."""
 
 
 class Reader:
-    """One answer, as `pieces`: silent for *idle* seconds at most, and complete within *total* from now."""
+    """One answer, as `pieces`: silent for *idle* seconds at most, and complete within *total* from now;
+    *taps* read along.
+    """
 
     def __init__(
-        self, upstream: Connection, idle: float | None, total: float | None = None
+        self,
+        upstream: Connection,
+        idle: float | None,
+        total: float | None = None,
+        taps: Sequence[Tap] = (),
     ) -> None:
         self._upstream = upstream
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._ends = None if total is None else self._loop.time() + total
+        self._feed = together(taps) if taps else None
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._ended = False
@@ -73,6 +81,8 @@ class Reader:
             self._paused = True
             self._upstream.pause()
         self._wake()
+        if self._feed is not None:
+            self._feed(data)
 
     def end(self) -> None:
         """The answer is complete."""

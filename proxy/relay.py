@@ -9,9 +9,10 @@ never look finished.
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from proxy import sse
 from proxy.arrival import BODILESS
 from proxy.connection import Connection
 from proxy.dialects import Ending, shape_of
@@ -32,9 +33,8 @@ from proxy.errors import (
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import Headers, has_model, inbound, is_plain, is_stream, lines
 from proxy.peers import Stall
-from proxy.ports import Downstream
+from proxy.ports import Downstream, Tap, together
 from proxy.routes import Timeouts
-from proxy.sse import BOM, Tap, begins
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
@@ -52,7 +52,9 @@ _COMMENT_ALONE = b": keepalive\n\n"
 
 
 class Relay:
-    """One answer on its way: from *upstream* to *client*, for *exchange*."""
+    """One answer on its way: from *upstream* to *client*, for *exchange*; *taps* read along, behind the one
+    that knows a stream's end.
+    """
 
     __slots__ = (
         "_asked",
@@ -66,17 +68,19 @@ class Relay:
         "_echo",
         "_ended",
         "_exchange",
+        "_feed",
         "_grace",
         "_idle",
         "_keepalive",
         "_last",
         "_loop",
+        "_marker",
         "_out",
         "_paused",
         "_shape",
         "_spoke",
         "_stall",
-        "_tap",
+        "_taps",
         "_timeouts",
         "_total",
         "_unsure",
@@ -97,6 +101,7 @@ class Relay:
         keep_alive: bool,
         keepalive: float | None = None,
         echo: str | None = None,
+        taps: Sequence[Tap] = (),
     ) -> None:
         transport = client.transport
         assert transport is not None  # else this task has been cancelled
@@ -109,7 +114,9 @@ class Relay:
         self._out = transport
         self._timeouts = timeouts
         self._shape: Shape = exchange.dialect.shape if exchange.dialect else "openai"
-        self._tap: Tap | None = None
+        self._marker: sse.Tap | None = None  # which knows an end of a stream: the first of all
+        self._taps = taps
+        self._feed = together(taps) if taps else None
         self._unsure: bytes | None = None  # what has come of a stream that may be none
         self._wanted = exchange.stream
         self._begun = b""
@@ -185,19 +192,26 @@ class Relay:
         else:  # an event, as nearly all are
             self._exchange.bytes_out += len(data)
             self._out.pass_on(b"%x\r\n%b\r\n" % (len(data), data))
-        tap = self._tap
-        if tap is not None:
-            tap.feed(data)
-            self._exchange.finished = tap.finished
-            if tap.failed and self._exchange.error is None:
-                self._note_failure(tap)
-            if tap.over and self._grace is None:
+        if self._feed is not None:
+            self._feed(data)
+        marker = self._marker
+        if marker is not None:
+            self._exchange.finished = marker.finished
+            if marker.failed and self._exchange.error is None:
+                self._note_failure(marker)
+            if marker.over and self._grace is None:
                 self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
 
     def end(self) -> None:
         """The upstream's answer is complete."""
-        tap = self._tap
-        if tap is None or not tap.checked or tap.closes() or tap.foreign or self._has_length():
+        marker = self._marker
+        if (
+            marker is None
+            or not marker.checked
+            or marker.closes()
+            or marker.foreign
+            or self._has_length()
+        ):
             self._finish()
         else:
             message = "The upstream ended its answer before it was finished."
@@ -205,7 +219,7 @@ class Relay:
 
     def broke(self, error: ProxyError) -> None:
         """The upstream's answer will not be completed."""
-        if self._tap is not None and self._tap.closes():
+        if self._marker is not None and self._marker.closes():
             self._finish()
         else:
             self._break(error)
@@ -246,20 +260,21 @@ class Relay:
             exchange.stream = True
             self._unsure = b""
             plain = is_good(status) and is_plain(headers)
-            self._tap = Tap(self._ending() if plain else Ending.NONE)
+            self._marker = sse.Tap(self._ending() if plain else Ending.NONE)
+            self._feed = together([self._marker, *self._taps])
             if not plain:
                 self._keepalive = None
-            if self._tap.checked or self._keepalive is not None:
+            if self._marker.checked or self._keepalive is not None:
                 drop = frozenset({_LENGTH})  # something of ours may have to be put in
         else:
             self._keepalive = None
         if (
             self._asked is not None
-            and (status == 200 or (self._tap is not None and is_good(status)))
+            and (status == 200 or (self._marker is not None and is_good(status)))
             and is_plain(headers)
             and has_model(headers)
         ):
-            self._echo = Echo(self._asked, stream=self._tap is not None)
+            self._echo = Echo(self._asked, stream=self._marker is not None)
             drop = frozenset({_LENGTH})
         pairs = inbound(headers, drop=drop)
         # Of those looked at below only a Connection header can have named one away, but for the length.
@@ -270,7 +285,7 @@ class Relay:
         pairs.append((b"x-trunkline-id", identity))
         if b"x-request-id" not in there.first:
             pairs.append((b"x-request-id", identity))
-        if self._tap is not None:
+        if self._marker is not None:
             if b"x-accel-buffering" not in there.first:
                 pairs.append((b"X-Accel-Buffering", b"no"))
             if b"cache-control" not in there.first:
@@ -303,13 +318,16 @@ class Relay:
         to: a plain answer is left as it is from here on, and ends as one.
         """
         begun = (self._unsure or b"") + data
-        known = begins(begun)
+        known = sse.begins(begun)
         if known is None:
-            self._unsure = begun[: len(BOM)] if BOM.startswith(begun[: len(BOM)]) else b""
+            self._unsure = (
+                begun[: len(sse.BOM)] if sse.BOM.startswith(begun[: len(sse.BOM)]) else b""
+            )
             return
         self._unsure = None
         if not known:
-            self._tap = None
+            self._marker = None
+            self._feed = together(self._taps) if self._taps else None
             self._exchange.stream = self._wanted
             if self._asked is not None and self._echo is not None:
                 self._write_rest()
@@ -320,11 +338,11 @@ class Relay:
         first = self._upstream.headers.first
         return _LENGTH in first and b"transfer-encoding" not in first
 
-    def _note_failure(self, tap: Tap) -> None:
+    def _note_failure(self, marker: sse.Tap) -> None:
         """Take note that the upstream has said, in the middle of its answer, that it has failed."""
         self._exchange.error = self._attempt.error = STREAM_ERROR.code
         self._exchange.outcome = STREAM_ERROR.outcome
-        self._attempt.spared = not tap.spoke
+        self._attempt.spared = not marker.spoke
 
     def _write(self, data: bytes) -> None:
         self._exchange.bytes_out += len(data)
@@ -369,12 +387,12 @@ class Relay:
         self._attempt.error = error.kind.code
         self._attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
         self.keep_alive = False
-        tap = self._tap
+        marker = self._marker
         if not self._out.is_closing():
             self._write_rest()
-        if tap is not None and tap.checked and not self._out.is_closing():
+        if marker is not None and marker.checked and not self._out.is_closing():
             event = render_event(error, self._shape, self._exchange.id)
-            if tap.between:
+            if marker.between:
                 self._write(event)
             elif not self._chunked:
                 self._write(b"\n\n" + event)
@@ -404,12 +422,12 @@ class Relay:
         """Put a comment into a stream that has been silent for a while, if it stands between events."""
         assert self._keepalive is not None
         left = max(self._last, self._spoke) + self._keepalive - self._clock()
-        tap = self._tap
+        marker = self._marker
         if left <= 0:
             left = self._keepalive
-            over = tap is None or tap.over or self._out.is_closing()
+            over = marker is None or marker.over or self._out.is_closing()
             early = self._unsure is not None and not self._wanted  # it may be no stream
-            if not over and not early and tap is not None and tap.quiet and not self._paused:
+            if not over and not early and marker is not None and marker.quiet and not self._paused:
                 gemini = "gemini" in (self._shape, shape_of(self._exchange.path))
                 self._write(_COMMENT_ALONE if gemini else _COMMENT)
                 self._spoke = self._clock()

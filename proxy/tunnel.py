@@ -4,7 +4,7 @@ What one side cannot take stops the other. Frames are only watched: to know whet
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from proxy.connection import Connection
 from proxy.errors import (
@@ -18,7 +18,7 @@ from proxy.errors import (
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import find, inbound, lines
 from proxy.peers import Stall
-from proxy.ports import Caller
+from proxy.ports import Caller, Tap, together
 from proxy.routes import Timeouts
 from proxy.websocket import Frames
 
@@ -29,7 +29,9 @@ _RESTARTS = b"\x88\x02\x03\xf4"
 
 
 class Tunnel:
-    """One WebSocket: between *upstream*, which has answered 101, and *client*, for *exchange*."""
+    """One WebSocket: between *upstream*, which has answered 101, and *client*, for *exchange*; *taps* read
+    along what the upstream says, behind the one that knows an end.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Tunnel:
         client: Caller,
         timeouts: Timeouts,
         clock: Callable[[], float],
+        taps: Sequence[Tap] = (),
     ) -> None:
         assert client.transport is not None  # else this task has been cancelled
         self._loop = asyncio.get_running_loop()
@@ -51,6 +54,7 @@ class Tunnel:
         self._timeouts = timeouts
         self._said = Frames()
         self._heard = Frames()
+        self._feed = together([self._heard, *taps])
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._last = clock()
         self._stall: Stall | None = None
@@ -88,7 +92,7 @@ class Tunnel:
     def data(self, data: bytes) -> None:
         """Pass on what the upstream says."""
         self._last = self._clock()
-        self._heard.feed(data)
+        self._feed(data)
         self._note_close()
         if not self._out.is_closing():
             self._exchange.bytes_out += len(data)

@@ -5,13 +5,17 @@ from typing import Any, cast
 
 import pytest
 
+from proxy import sse
 from proxy.edge import Request
-from proxy.ports import Caller, Downstream, Flow, Inbound, Sink
+from proxy.ports import Caller, Downstream, Flow, Inbound, Sink, Tap, together
 from proxy.reader import Reader
 from proxy.relay import Relay
 from proxy.tunnel import Tunnel
+from proxy.websocket import Frames
 
 PAIRS = [
+    (Tap, sse.Tap),
+    (Tap, Frames),
     (Flow, Relay),
     (Flow, Tunnel),
     (Sink, Relay),
@@ -38,3 +42,21 @@ def test_both_sides_meet(port: type, stands: type) -> None:
         there, here = (cast(Any, getattr_static(one, name)) for one in (stands, port))
         if isfunction(here):
             assert list(signature(there).parameters) == list(signature(here).parameters)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_together(count: int) -> None:
+    """Taps are fed in their order, each piece to all of them before the next one."""
+    told: list[tuple[int, bytes]] = []
+
+    class Numbered:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def feed(self, data: bytes) -> None:
+            told.append((self.number, data))
+
+    feed = together([Numbered(number) for number in range(count)])
+    feed(b"a")
+    feed(b"b")
+    assert told == [(number, data) for data in (b"a", b"b") for number in range(count)]

@@ -37,6 +37,16 @@ class Peer:
                 pass
 
 
+class Kept:
+    """Reads along, and keeps it."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+
+    def feed(self, data: bytes) -> None:
+        self.heard += data
+
+
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
     """A connection that has asked, and got a head that announces ten bytes."""
@@ -74,6 +84,17 @@ async def test_pieces(peer: Peer) -> None:
             assert await anext(pieces) == piece
         assert await anext(pieces, None) is None
     assert peer.connection.reusable()
+
+
+async def test_taps(peer: Peer) -> None:
+    """Each tap is fed what comes, as it comes."""
+    reader = await begin(peer, 10)
+    taps = [Kept(), Kept()]
+    reader = Reader(peer.connection, None, taps=taps)
+    async with asyncio.timeout(5):
+        await peer.send(b"1234567890")
+        assert b"".join([piece async for piece in reader.pieces()]) == b"1234567890"
+    assert [tap.heard for tap in taps] == [b"1234567890"] * 2
 
 
 @pytest.mark.parametrize("sent", [b"", b"1234567890"])

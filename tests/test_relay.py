@@ -5,6 +5,7 @@ import gzip
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from proxy import headers, relay
+from proxy import forward, headers, relay
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
@@ -1191,3 +1192,48 @@ async def test_media_types_of_upstreams(proxy: Proxy, upstream: Upstream) -> Non
         got = await call(proxy.port, chat())
         assert got.value(b"x-accel-buffering") == b"no"  # as in every stream
     assert headers._media_type.cache_info().currsize <= before + 1
+
+
+# Taps
+
+
+class Kept:
+    """Reads along, and keeps it."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        self.heard.append(data)
+
+
+PLAIN = b'{"object":"chat.completion","choices":[]}'
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "script",
+    [
+        stream(*EVENTS, FINISH, DONE),
+        answer(body=PLAIN),
+        stream(PLAIN),
+        stream(*EVENTS, end="reset"),
+    ],
+    ids=["stream", "plain", "plain under a stream's label", "cut"],
+)
+async def test_taps(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, script: Step, count: int
+) -> None:
+    """Each tap is fed all that the upstream says, of streams and of plain answers, and changes nothing."""
+    upstream.will(script, script)
+    before = await call(proxy.port, chat(stream=True))
+    taps = [Kept() for _ in range(count)]
+    monkeypatch.setattr(forward, "Relay", partial(relay.Relay, taps=taps))
+    got = await call(proxy.port, chat(stream=True))
+    assert (got.status, got.whole) == (before.status, before.whole)
+    heard = b"".join(taps[0].heard)
+    assert heard
+    assert got.body.startswith(heard)
+    assert [b"".join(tap.heard) for tap in taps] == [heard] * count
+    await proxy.record(2)
+    assert len({record["outcome"] for record in proxy.records()}) == 1

@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from proxy import forward
+from proxy.tunnel import Tunnel
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -605,6 +608,32 @@ async def test_byte_for_byte(front: Proxy, upstream: Upstream) -> None:
         assert await heard.all(len(up)) == up
     record = await front.record()
     assert (record["bytes_in"], record["bytes_out"]) == (len(up), len(down))
+
+
+class Kept:
+    """Reads along, and keeps it."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+
+    def feed(self, data: bytes) -> None:
+        self.heard += data
+
+
+async def test_taps(front: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tap is fed all that the upstream says, and an end is still an end."""
+    taps, down = [Kept(), Kept()], chatter(2, mask=False) + b"\x88\x02\x03\xe8"
+    monkeypatch.setattr(forward, "Tunnel", partial(Tunnel, taps=taps))
+
+    async def talk(conn: Conn) -> None:
+        await in_pieces(conn.send, down, 3)
+
+    upstream.will(session(talk))
+    async with opened(front) as client:
+        async with asyncio.timeout(20):
+            assert await client.reader.readexactly(len(down)) == down
+    assert [tap.heard for tap in taps] == [down] * 2
+    assert (await front.record())["outcome"] == "ok"
 
 
 async def test_what_follows_the_handshake_at_once(front: Proxy, upstream: Upstream) -> None:
