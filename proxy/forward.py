@@ -344,8 +344,7 @@ class Forward:
 
     async def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> bool:
         route = exchange.route
-        kind = Unnamed if route is not None and exchange.model is None else Relay
-        relay = kind(
+        relay = Relay(
             exchange,
             opened.attempt,
             opened.connection,
@@ -355,6 +354,7 @@ class Forward:
             keep_alive=inbound.keep_alive and inbound.complete(),
             keepalive=None if route is None else route.keepalive,
             echo=exchange.echo,
+            taps=(Unnamed(exchange),) if route is not None and exchange.model is None else (),
         )
         await self._pass(relay, opened, exchange)
         return relay.keep_alive

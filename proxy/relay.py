@@ -10,7 +10,6 @@ never look finished.
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from proxy import sse
 from proxy.arrival import BODILESS
@@ -458,19 +457,17 @@ class Relay:
         self._out.abort()  # its buffer is full of what nobody takes
 
 
-class Unnamed(Relay):
-    """The answer to a request that named no model: which one it was, the log has from the answer."""
+class Unnamed:
+    """A tap on the answer to a request that named no model: which one it was, the log has from the answer."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_exchange", "_seen")
 
-    _seen: bytes | None
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._seen: bytes | None = b""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._seen = b""
-
-    def data(self, data: bytes) -> None:
-        super().data(data)
+    def feed(self, data: bytes) -> None:
+        """Look for the model in what has passed, until it is found, or not to be expected any more."""
         if self._seen is None:
             return
         self._seen += data[: SEEN_BYTES - len(self._seen)]

@@ -9,13 +9,14 @@ from proxy import sse
 from proxy.edge import Request
 from proxy.ports import Caller, Downstream, Flow, Inbound, Sink, Tap, together
 from proxy.reader import Reader
-from proxy.relay import Relay
+from proxy.relay import Relay, Unnamed
 from proxy.tunnel import Tunnel
 from proxy.websocket import Frames
 
 PAIRS = [
     (Tap, sse.Tap),
     (Tap, Frames),
+    (Tap, Unnamed),
     (Flow, Relay),
     (Flow, Tunnel),
     (Sink, Relay),

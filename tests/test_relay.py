@@ -5,7 +5,6 @@ import gzip
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -1228,7 +1227,11 @@ async def test_taps(
     upstream.will(script, script)
     before = await call(proxy.port, chat(stream=True))
     taps = [Kept() for _ in range(count)]
-    monkeypatch.setattr(forward, "Relay", partial(relay.Relay, taps=taps))
+
+    def made(*args: Any, **kwargs: Any) -> relay.Relay:
+        return relay.Relay(*args, **{**kwargs, "taps": [*kwargs["taps"], *taps]})
+
+    monkeypatch.setattr(forward, "Relay", made)
     got = await call(proxy.port, chat(stream=True))
     assert (got.status, got.whole) == (before.status, before.whole)
     heard = b"".join(taps[0].heard)
