@@ -81,7 +81,6 @@ class Parser:
     __slots__ = (
         "_fields",
         "arrival",
-        "feed",
         "headers",
         "http",
         "on_body",
@@ -99,11 +98,10 @@ class Parser:
         self.headers = Headers()
         self._fields: list[Pair] | None = None  # of the head that is arriving
         self.http = httptools.HttpResponseParser(self)
-        self.feed = self.http.feed_data
 
     def close(self) -> None:
         """Let go of what knows us: nothing is left to find for the garbage collector."""
-        del self.http, self.feed, self.arrival
+        del self.http, self.arrival
 
     # httptools; a name is fixed by the library
 
@@ -141,6 +139,7 @@ class Arrival:
     __slots__ = (
         "_asker",
         "_closed",
+        "_http",
         "_parser",
         "_pieces",
         "_upgrade",
@@ -154,6 +153,7 @@ class Arrival:
     def __init__(self, asker: Asker, parser: Parser, *, upgrade: bool = False) -> None:
         self._asker: Asker = asker
         self._parser = parser
+        self._http = parser.http
         self._pieces = parser.pieces
         self._upgrade = upgrade
         self._closed = False  # it ends when its connection does
@@ -177,28 +177,36 @@ class Arrival:
         """Return whether nothing more belongs to it."""
         return self.state is WHOLE or self.state is BROKEN
 
-    def feed(self, data: bytes) -> None:
-        """Take the next *data*, of an answer that is not over."""
-        self.size += len(data)
+    def feed(self, data: bytes) -> bool:
+        """Take the next *data*; return whether it may have been of this answer, which was not over then."""
         before = self.state
-        if before is TUNNEL:
-            self.sink.data(data)
-            return
+        if before is not BODY:
+            if before is TUNNEL:
+                self.size += len(data)
+                self.sink.data(data)
+                return True
+            if before is not HEAD:
+                return False
+        self.size += len(data)
         try:
-            self._parser.feed(data)
+            self._http.feed_data(data)
         except httptools.HttpParserUpgrade as switched:
             if rest := data[switched.args[0] :]:
                 self._pieces.append(rest)
         except httptools.HttpParserError:
             self._break("sent an answer that is not HTTP", before)
         if before is HEAD and not self._announce():
-            return
+            return True
         if pieces := self._pieces:
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
+            if len(pieces) == 1:
+                body = pieces.pop()
+            else:
+                body = b"".join(pieces)
+                pieces.clear()
             self.sink.data(body)
         if self.state is not BODY:
             self.tell()
+        return True
 
     def close(self, unanswered: ProxyError, *, clean: bool) -> None:
         """Take note that the connection is lost, *clean* if the upstream had ended it in order: where the

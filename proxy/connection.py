@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import cast
 
-from proxy.arrival import BROKEN, TUNNEL, WHOLE, Arrival, Parser
+from proxy.arrival import TUNNEL, Arrival, Parser
 from proxy.body import Piece
 from proxy.errors import (
     STREAM_TIMEOUT,
@@ -351,11 +351,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         arrival = self.arrival
-        if arrival is None or arrival.state is WHOLE or arrival.state is BROKEN:
+        if arrival is None or not arrival.feed(data):
             # Nobody asked: a second answer, or an answer to nothing. It must reach nobody.
             self._cut()
-        else:
-            arrival.feed(data)
 
     def eof_received(self) -> bool:
         self._fin = True  # under TLS this is close_notify; a bare FIN there is a cut
