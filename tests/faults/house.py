@@ -41,7 +41,7 @@ _LAST = re.compile(
     rb"(?:\n\n)?(?:event: error\n)?data: (\{[^\n]*(?:%b)[^\n]*\})\n\n"
     % "|".join((*ENDINGS, '"request_id":"req_')).encode()
 )
-_ROWS = re.compile(r"^\| ([0-9, ]+) \| (`[^|]*`) \|", re.MULTILINE)
+_ROWS = re.compile(r"^\| ([0-9]+(?:, [0-9]+)*)(?:, in a stream)? \| (`[^|]*`) \|", re.MULTILINE)
 
 
 def codes() -> dict[str, set[int]]:
