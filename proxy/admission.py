@@ -1,10 +1,35 @@
-"""Who may come in: how many exchanges, and how many bytes of request bodies, are held at once."""
+"""Step 5: who may come in, how much of us each may take, and what is told at the end.
+
+`Admission.admit` stands around every road. The `Gate` bounds the whole process: how many exchanges, and how
+many bytes of request bodies, are held at once. Further limits (of a key, of a route) are a `Limit`
+each, in a list: such a one may refuse before the body is read, by who asks; and after the match, by
+where it goes; it may let wait for either, and hears at the end what came of it.
+"""
 
 import asyncio
+from collections.abc import Awaitable, Generator, Sequence
+from types import TracebackType
+from typing import Any, Protocol
 
 from proxy.errors import DRAINING, OVERLOADED, ProxyError
+from proxy.exchange import Exchange
 
 _RETRY = (("Retry-After", "1"),)
+
+
+class Limit(Protocol):
+    """One limit. To wait for what it returns may last: a client that leaves meanwhile cancels that."""
+
+    def enter(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Let *exchange* in, whose key is known, but not its body. Raises `ProxyError`; what was not let in
+        is not settled.
+        """
+
+    def reserve(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Let *exchange*, whose route is known, go on. Raises `ProxyError`."""
+
+    def settle(self, exchange: Exchange) -> None:
+        """Take note that *exchange*, which was let in, is over, with all that it says of what was used."""
 
 
 class Gate:
@@ -40,11 +65,6 @@ class Gate:
         if self.inflight == 0:
             self.empty.set()
 
-    def hold(self, count: int) -> None:
-        """Make room for *count* more bytes of a body. Raises `ProxyError` where there is none."""
-        self.check(count)
-        self.held += count
-
     def check(self, count: int) -> None:
         """Raise `ProxyError` if there is no room for *count* more bytes.
 
@@ -54,6 +74,103 @@ class Gate:
             message = "The proxy holds as many bytes of requests as it may."
             raise ProxyError(OVERLOADED, message, headers=_RETRY, close=True)
 
-    def drop(self, count: int) -> None:
-        """Give back the room of *count* bytes."""
-        self.held -= count
+
+class _Nothing:
+    """To wait for it is to go on: it costs no coroutine."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return _EMPTY  # type: ignore[return-value] # an iterator of nothing is all that is wanted
+
+
+_EMPTY = iter(())
+_NOTHING = _Nothing()
+
+
+class Admitted:
+    """One *exchange* that is let in, as long as it stands in `async with`, and what it holds of us."""
+
+    __slots__ = ("_entered", "_gate", "_held", "_limits", "exchange")
+
+    def __init__(self, gate: Gate, limits: Sequence[Limit], exchange: Exchange) -> None:
+        self._gate = gate
+        self._limits = limits
+        self._entered = 0  # so many of the limits have let it in
+        self._held = 0
+        self.exchange = exchange
+
+    def __aenter__(self) -> Awaitable[None]:
+        if self._limits:
+            return self._enter()
+        self._gate.enter()
+        return _NOTHING
+
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Awaitable[None]:
+        self._gate.leave()
+        if self._held:
+            self.drop()
+        if self._entered:
+            self._settle()
+        return _NOTHING
+
+    def hold(self, count: int) -> None:
+        """Make room for *count* more bytes of a body. Raises `ProxyError` where there is none."""
+        self._gate.check(count)
+        self._gate.held += count
+        self._held += count
+
+    def check(self, count: int) -> None:
+        """Raise `ProxyError` if there is no room for *count* more bytes."""
+        self._gate.check(count)
+
+    def drop(self) -> None:
+        """Give back the room of all bytes: the body is let go."""
+        self._gate.held -= self._held
+        self._held = 0
+
+    def reserve(self) -> Awaitable[None]:
+        """Go on, now that it is known where to, as soon as all limits allow. Raises `ProxyError`."""
+        return self._reserve() if self._limits else _NOTHING
+
+    async def _enter(self) -> None:
+        try:
+            for limit in self._limits:
+                waits = limit.enter(self.exchange)
+                if waits is not None:
+                    await waits
+                self._entered += 1
+            self._gate.enter()  # at last: who waits is not in flight
+        except BaseException:
+            self._settle()
+            raise
+
+    async def _reserve(self) -> None:
+        for limit in self._limits:
+            waits = limit.reserve(self.exchange)
+            if waits is not None:
+                await waits
+
+    def _settle(self) -> None:
+        for limit in self._limits[: self._entered]:
+            limit.settle(self.exchange)
+        self._entered = 0
+
+
+class Admission:
+    """Lets exchanges in, through *gate* and past each of *limits*."""
+
+    def __init__(self, gate: Gate, limits: Sequence[Limit] = ()) -> None:
+        self.gate = gate
+        self.limits = limits
+
+    def admit(self, exchange: Exchange) -> Admitted:
+        """Return what *exchange* stands in, with `async with`, from when it is known who asks until nothing
+        more is done for it.
+        """
+        return Admitted(self.gate, self.limits, exchange)

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from proxy.admission import Gate
+from proxy.admission import Admission
 from proxy.body import Body, find_model
 from proxy.coding import unpacker_of
 from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
@@ -18,25 +18,21 @@ MESSAGE_BYTES = 1024 * 1024
 
 
 class Asking:
-    """Asks models by way of *opener*, as `Forward` does for clients, under the same *gate*."""
+    """Asks models by way of *opener*, as `Forward` does for clients, under the same *admission*."""
 
     def __init__(
-        self, opener: Opener, gate: Gate, clock: Callable[[], float] = time.monotonic
+        self, opener: Opener, admission: Admission, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._opener = opener
-        self._gate = gate
+        self._admission = admission
         self._clock = clock
 
     async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
         """Return the whole body of *exchange*, which is small, and for us. Raises `ProxyError`."""
         unpacker = unpacker_of(exchange.headers)
-        self._gate.enter()
-        try:
-            body = await inbound.read(exchange, MESSAGE_BYTES, self._gate, unpacker)
-            self._gate.drop(len(body))
-            return body
-        finally:
-            self._gate.leave()
+        admitted = self._admission.admit(exchange)
+        async with admitted:
+            return await inbound.read(exchange, MESSAGE_BYTES, admitted, unpacker)
 
     async def ask(
         self, exchange: Exchange, route: Route, name: str, body: bytes
@@ -48,9 +44,10 @@ class Asking:
         exchange.model = name
         targets = [target for group in route.groups for target in group.targets]
         check_able(targets, exchange.dialect, name, passthrough=False)
-        self._gate.enter()
-        try:
+        admitted = self._admission.admit(exchange)
+        async with admitted:
             exchange.read = self._clock()
+            await admitted.reserve()
             asked = Asked(exchange, route.groups, False, route, name, find_model(body), body)
             opened = await self._opener.open(asked)
             try:
@@ -65,8 +62,6 @@ class Asking:
             finally:
                 opened.attempt.ended = self._clock()
                 self._opener.done(opened, exchange.outcome, exchange.error)
-        finally:
-            self._gate.leave()
 
     async def _pieces(self, exchange: Exchange, opened: Opened) -> AsyncGenerator[bytes, None]:
         if opened.connection.status != 200:

@@ -16,7 +16,7 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.admission import Gate
+from proxy.admission import Admitted
 from proxy.body import Body
 from proxy.coding import Unpacker
 from proxy.descriptors import Descriptors
@@ -140,9 +140,9 @@ class Request:
         return not self.head.last and self._protocol.reusable
 
     async def read(
-        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker | None = None
+        self, exchange: Exchange, limit: int, admitted: Admitted, unpacker: Unpacker | None = None
     ) -> Body:
-        """Return the whole body, as *unpacker* has it, whose bytes are then held in *gate*.
+        """Return the whole body, as *unpacker* has it, for whose bytes *admitted* has room then.
 
         Raises `ProxyError` for a body over *limit* bytes, one that stalls, one that is not framed
         as HTTP, one that does not unpack, and one for which there is no room.
@@ -151,51 +151,40 @@ class Request:
         if announced > limit:
             raise _too_large(limit)
         if unpacker is not None:
-            return await self._unpacked(exchange, limit, gate, unpacker)
-        held = 0
-        try:
-            if self._payload.is_eof():
-                body: Body = self._protocol.take(self._payload)
-                gate.hold(len(body))
-                held = len(body)
-            else:
-                gate.check(announced)
-                self._continue()
-                body = bytearray()  # not pieces to be joined, which would hold it twice
-                while piece := await self._piece():
-                    if len(body) + len(piece) > limit:
-                        raise _too_large(limit)
-                    gate.hold(len(piece))
-                    held += len(piece)
-                    body += piece
-        except BaseException:
-            gate.drop(held)
-            raise
+            return await self._unpacked(exchange, limit, admitted, unpacker)
+        if self._payload.is_eof():
+            body: Body = self._protocol.take(self._payload)
+            admitted.hold(len(body))
+        else:
+            admitted.check(announced)
+            self._continue()
+            body = bytearray()  # not pieces to be joined, which would hold it twice
+            while piece := await self._piece():
+                if len(body) + len(piece) > limit:
+                    raise _too_large(limit)
+                admitted.hold(len(piece))
+                body += piece
         exchange.bytes_in = len(body)
         self._protocol.watch()
         return body
 
     async def _unpacked(
-        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker
+        self, exchange: Exchange, limit: int, admitted: Admitted, unpacker: Unpacker
     ) -> Body:
         """Do what `read` does with a body that comes packed: nothing of it is held but its plain text."""
         body = bytearray()
         self._continue()
-        try:
-            while packed := await self._piece():
-                exchange.bytes_in += len(packed)
-                if exchange.bytes_in > limit:
+        while packed := await self._piece():
+            exchange.bytes_in += len(packed)
+            if exchange.bytes_in > limit:
+                raise _too_large(limit)
+            for piece in unpacker.feed(packed):
+                if len(body) + len(piece) > limit:
                     raise _too_large(limit)
-                for piece in unpacker.feed(packed):
-                    if len(body) + len(piece) > limit:
-                        raise _too_large(limit)
-                    gate.hold(len(piece))
-                    body += piece
-                    await asyncio.sleep(0)  # to unpack takes time, and others have theirs
-            unpacker.end()
-        except BaseException:
-            gate.drop(len(body))
-            raise
+                admitted.hold(len(piece))
+                body += piece
+                await asyncio.sleep(0)  # to unpack takes time, and others have theirs
+        unpacker.end()
         self._protocol.watch()
         return body
 

@@ -385,3 +385,16 @@ def printable(text: str, limit: int = 128) -> str:
         ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in clean
     )
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def is_good(status: int) -> bool:
+    """Return whether *status* is that of an answer that is what was asked for."""
+    return 200 <= status < 300
+
+
+def outcome_of(status: int) -> Outcome:
+    """Say how an exchange ended whose answer, of *status*, was the upstream's own."""
+    if status < 400:
+        return "ok"
+    theirs = status >= 500 or status in (401, 402, 403, 408, 429)
+    return "upstream_error" if theirs else "client_error"

@@ -14,11 +14,16 @@ from proxy.cache import Cache
 from proxy.dialects import Azure, Dialect
 from proxy.errors import GRAVE, Outcome, printable
 from proxy.headers import Headers, Pair
-from proxy.keys import Key
+from proxy.keys import Key, KeyRing
+from proxy.outbound import Signature, Written
 from proxy.routes import Route, Upstream
 
-LEARNT_BYTES = 16 * 1024
-"""So much is known of a head at a time, beside itself."""
+WRITTEN_BYTES = 15 * 1024
+"""Bounds what is kept of the heads that one head becomes, for one target after the other."""
+LEARNT_BYTES = WRITTEN_BYTES + 1024
+"""What is known of a head takes so much at most, beside itself."""
+QUERY_CHARS = 256
+"""Bounds the query with which a key is remembered."""
 
 Phase = Literal["unsent", "sent", "answered", "streaming"]
 """How far an attempt got: from `sent` on, it may have been executed, and billed."""
@@ -75,6 +80,36 @@ class Attempt:
         return self.error is not None and self.phase in ("sent", "streaming") and not self.spared
 
 
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Whose a head is: *key*'s, as long as *keys* are in force, with *query*, of which *rest* remains."""
+
+    keys: KeyRing
+    query: str
+    rest: str
+    key: Key
+
+
+class Entered:
+    """Where a head leads, as its `frame` found it."""
+
+    __slots__ = ()
+
+
+class Learnt:
+    """What was found out about a head, for when it comes again. Each slot says what makes it true, and who
+    reads it looks whether that is so: *entered* the frame that has judged it, *identified* the keys in
+    force, *written* the signature under which it went on.
+    """
+
+    __slots__ = ("entered", "identified", "written")
+
+    def __init__(self) -> None:
+        self.entered: Entered | None = None
+        self.identified: Identified | None = None
+        self.written: Cache[Signature, Written] = Cache(WRITTEN_BYTES)
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
     """One client request and its answer, from its head to its record.
@@ -95,7 +130,7 @@ class Exchange:
     client_ip: str | None
     received: float
 
-    learnt: Cache[object, Any] = field(default_factory=lambda: Cache(LEARNT_BYTES), repr=False)
+    learnt: Learnt = field(default_factory=Learnt, repr=False)
     dialect: Dialect | None = None
     suffix: str = ""
     azure: Azure | None = None

@@ -4,7 +4,7 @@ here it is settled, once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from sys import getsizeof
 
@@ -26,9 +26,9 @@ from proxy.errors import (
     ProxyError,
     render,
 )
-from proxy.exchange import Exchange, Ids
+from proxy.exchange import Entered, Exchange, Ids
 from proxy.headers import Headers, Pair
-from proxy.sinks import Log
+from proxy.sinks import Log, RecordSink
 from proxy.surfaces import Located, Surface, hop_address, host_name, is_unsafe
 
 
@@ -94,8 +94,20 @@ def _cors(origin: bytes, headers: Headers) -> tuple[Pair, ...]:
     return tuple(added)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entered(Entered):
+    """That *frame* lets in what comes with this head to the address *sockname*, and what answers there."""
+
+    frame: "Frame"
+    sockname: object
+    endpoint: Endpoint
+    located: Located | None
+
+
 class Frame:
-    """What all connections of one *surface* are answered by; *find* says what is at a path."""
+    """What all connections of one *surface* are answered by; *find* says what is at a path. Each of *sinks*
+    is given the record of every exchange.
+    """
 
     def __init__(
         self,
@@ -103,6 +115,7 @@ class Frame:
         find: Find,
         gate: Gate,
         log: Log,
+        sinks: Sequence[RecordSink],
         sessions: set[Exchange],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,6 +124,7 @@ class Frame:
         self.gate = gate
         self._find = find
         self._log = log
+        self._sinks = sinks
         self._sessions = sessions
         self._clock = clock
         self._keyless = surface.auth != "keys"
@@ -190,15 +204,18 @@ class Frame:
 
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
-        learnt: tuple[Place, object] | None = exchange.learnt.get(self)
-        if learnt is None or learnt[1] != request.sockname:
-            return self._judge(exchange, request)
-        endpoint, located = learnt[0]
-        _enter(exchange, endpoint, located)
-        return endpoint
+        known = exchange.learnt.entered
+        if (
+            not isinstance(known, _Entered)
+            or known.frame is not self
+            or known.sockname != request.sockname
+        ):
+            return self._check(exchange, request)
+        _enter(exchange, known.endpoint, known.located)
+        return known.endpoint
 
-    def _judge(self, exchange: Exchange, request: Request) -> Endpoint:
-        """Do what `_endpoint` does with a head that was not judged before."""
+    def _check(self, exchange: Exchange, request: Request) -> Endpoint:
+        """Do what `_endpoint` does with a head that was not seen before."""
         self._check_form(exchange, request)
         expect = None if exchange.http10 else exchange.headers.first.get(b"expect")
         if expect is not None:
@@ -228,8 +245,8 @@ class Frame:
         if expect is not None and expect.lower() != b"100-continue":
             raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
         as_written = exchange.path is request.head.path  # and not taken out of an absolute form
-        if expect is None and origin is None and as_written:
-            exchange.learnt.keep(self, (found, request.sockname), 2 * len(exchange.path))
+        if expect is None and origin is None and as_written and len(exchange.path) <= PLACE_CHARS:
+            exchange.learnt.entered = _Entered(self, request.sockname, endpoint, located)
         return endpoint
 
     def _look_up(self, method: str, path: str) -> Place | None:
@@ -342,7 +359,9 @@ class Frame:
     def _settle(self, exchange: Exchange) -> None:
         """Write the record. Nothing here waits, so no cancellation can come between."""
         self._sessions.discard(exchange)
-        self._log.line(exchange.record(self._clock()))
+        record = exchange.record(self._clock())
+        for sink in self._sinks:
+            sink(record)
 
 
 def _whereabouts(surface: Surface) -> str:

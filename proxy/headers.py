@@ -15,6 +15,9 @@ from proxy.shapes import PLAIN
 Pair = tuple[bytes, bytes]
 """A header as it stood on the wire: name and value."""
 
+PROTOCOL = b"sec-websocket-protocol"
+PROTOCOL_TOKEN = b"openai-insecure-api-key."
+"""With this begins the key that a browser offers as a subprotocol of a WebSocket."""
 MEDIA_TYPE_BYTES = 128
 """How long a Content-Type may be to be kept: an upstream may say anything."""
 

@@ -7,13 +7,12 @@ in one piece together with its whole body, is for the parser.
 """
 
 import re
-from typing import Any
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
 
 from proxy.cache import Cache
-from proxy.exchange import LEARNT_BYTES
+from proxy.exchange import LEARNT_BYTES, Learnt
 from proxy.headers import Headers
 
 HEADS_BYTES = 6 * 2**20
@@ -62,7 +61,7 @@ class Head:
         # request on the connection (3.14.5), so there must be no next one. Nor is there one behind an
         # Upgrade, taken or not: somebody in front may read what follows otherwise than we do.
         self.last = message.should_close or self.chunked or upgrades or self.http10
-        self.learnt: Cache[object, Any] = Cache(LEARNT_BYTES)
+        self.learnt = Learnt()
 
 
 def _tokens(values: list[bytes]) -> list[bytes]:

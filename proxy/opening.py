@@ -27,12 +27,13 @@ from proxy.errors import (
     Outcome,
     ProxyError,
     UpstreamFailure,
+    is_good,
+    outcome_of,
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import NO_NAMES, Names, is_plain, is_stream
 from proxy.hints import patience, retry_after, should_retry
-from proxy.outbound import WEBSOCKET, Addressed, address, from_azure, head, length
-from proxy.relay import is_good, outcome_of
+from proxy.outbound import WEBSOCKET, Addressed, Written, address, from_azure, head, length
 from proxy.retry import (
     CREDENTIAL_REST_SECONDS,
     NOT_PERMITTED,
@@ -134,15 +135,19 @@ class Asked:
             passthrough=self.passthrough,
             hidden=self._hidden(target.upstream),
         )
-        learnt: tuple[str, str, Addressed, bytes] | None = exchange.learnt.get(signature)
-        if learnt is not None and learnt[0] == suffix and learnt[1] == query:
-            to, begun = learnt[2:]
-        else:
+        known, strip = exchange.learnt.written.get(signature), self.strip
+        if (
+            known is None
+            or known.suffix != suffix
+            or known.query != query
+            or known.strip is not strip
+        ):
             to = address(target.upstream, dialect, suffix, query, base)
-            begun = head(exchange.method, to, signature, exchange.headers, self.strip)
+            begun = head(exchange.method, to, signature, exchange.headers, strip)
+            known = Written(suffix, query, strip, to, begun)
             size = len(begun) + getsizeof(to.target) + getsizeof(suffix) + getsizeof(query)
-            exchange.learnt.keep(signature, (suffix, query, to, begun), size)
-        return to, [b"%b%b\r\n" % (begun, framing), *content]
+            exchange.learnt.written.keep(signature, known, size)
+        return known.to, [b"%b%b\r\n" % (known.begun, framing), *content]
 
     def _hidden(self, upstream: Upstream) -> bytes | None:
         """Return the header, in lower case, that chose the route and is nobody else's business."""

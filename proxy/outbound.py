@@ -6,14 +6,24 @@ reaches the target, and nothing at all reaches the host.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from proxy.credentials import Credential
 from proxy.dialects import REALTIME, Azure, Dialect
-from proxy.headers import NO_NAMES, Headers, Names, Pair, find, folded, lines, outbound
-from proxy.keys import KeyRing
+from proxy.headers import (
+    NO_NAMES,
+    PROTOCOL,
+    PROTOCOL_TOKEN,
+    Headers,
+    Names,
+    Pair,
+    find,
+    folded,
+    lines,
+    outbound,
+)
 from proxy.routes import Base, Origin, Upstream
 from proxy.target import deployment_path, is_dated, without_version
 
@@ -21,8 +31,6 @@ _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
 _UNREADABLE = frozenset({b"br", b"zstd"})
 """The content codings that clients ask for and an answer could not be read in, to see what it says."""
-_PROTOCOL = b"sec-websocket-protocol"
-_TOKEN = b"openai-insecure-api-key."
 
 
 @dataclass(slots=True)
@@ -31,6 +39,19 @@ class Addressed:
 
     base: Base
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The *begun* head of a request, less its framing, and where it goes: true for the *suffix*, the *query* and
+    the names to *strip* that it was written for.
+    """
+
+    suffix: str
+    query: str
+    strip: Names
+    to: Addressed
+    begun: bytes
 
 
 def address(
@@ -143,7 +164,7 @@ def head(
         passthrough=signature.passthrough,
     )
     kept = _readable(kept)
-    if signature.tokens and _PROTOCOL in client.first:
+    if signature.tokens and PROTOCOL in client.first:
         kept = _without_token(kept)
     added = signature.lines
     for name, line in signature.defaults:
@@ -199,41 +220,14 @@ def proxy_authorization(origin: Origin) -> str:
     return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
 
 
-def tokens_of(pairs: Iterable[Pair]) -> Iterator[bytes]:
-    """Yield each key that a browser offers as a subprotocol of a WebSocket, for want of headers."""
-    offered = b",".join([value for name, value in pairs if name.lower() == _PROTOCOL])
-    for protocol in offered.split(b","):
-        name = protocol.strip()
-        if name.startswith(_TOKEN):
-            yield name.removeprefix(_TOKEN)
-
-
 def _without_token(pairs: list[Pair]) -> list[Pair]:
     """Return *pairs* less every key that is offered as a subprotocol: ours goes into a header."""
     kept = []
     for name, value in pairs:
-        if name.lower() == _PROTOCOL and _TOKEN in value:
+        if name.lower() == PROTOCOL and PROTOCOL_TOKEN in value:
             offered = [protocol.strip() for protocol in value.split(b",")]
-            value = b", ".join([one for one in offered if not one.startswith(_TOKEN)])
+            value = b", ".join([one for one in offered if not one.startswith(PROTOCOL_TOKEN)])
             if not value:
                 continue
         kept.append((name, value))
     return kept
-
-
-def keys_in(query: str) -> Iterator[bytes]:
-    """Yield each `key` parameter of *query*, where Google's clients may put theirs."""
-    for part in query.split("&"):
-        name, _, value = part.partition("=")
-        if unquote_to_bytes(name) == b"key":
-            yield unquote_to_bytes(value)
-
-
-def without_keys(query: str, keys: KeyRing) -> str:
-    """Return *query* less the `key` parameters that hold a key of ours, untouched otherwise."""
-    return "&".join(part for part in query.split("&") if not _is_key(part, keys))
-
-
-def _is_key(parameter: str, keys: KeyRing) -> bool:
-    name, _, value = parameter.partition("=")
-    return unquote_to_bytes(name) == b"key" and keys.find(unquote_to_bytes(value)) is not None

@@ -7,7 +7,7 @@ They stand below both sides, so that neither knows the other: `edge` serves what
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from proxy.admission import Gate
+from proxy.admission import Admitted
 from proxy.body import Body
 from proxy.coding import Unpacker
 from proxy.errors import ProxyError
@@ -84,9 +84,9 @@ class Inbound(Downstream, Caller, Protocol):
     """The client's side of one exchange: all that the road knows of `edge`."""
 
     async def read(
-        self, exchange: Exchange, limit: int, gate: Gate, unpacker: Unpacker | None = None
+        self, exchange: Exchange, limit: int, admitted: Admitted, unpacker: Unpacker | None = None
     ) -> Body:
-        """Return the whole request body, as *unpacker* has it, whose bytes are then held in *gate*."""
+        """Return the whole request body, as *unpacker* has it, for whose bytes *admitted* has room then."""
 
     async def receive(self, exchange: Exchange) -> bytes:
         """Return the next piece of the request body as it comes, nothing at its end."""

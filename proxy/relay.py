@@ -8,7 +8,6 @@ never look finished.
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 
 from proxy import sse
@@ -23,10 +22,10 @@ from proxy.errors import (
     STREAM_IDLE,
     STREAM_INCOMPLETE,
     STREAM_TIMEOUT,
-    Outcome,
     ProxyError,
     Shape,
-    printable,
+    is_good,
+    outcome_of,
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
@@ -38,11 +37,7 @@ from proxy.routes import Timeouts
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
-SEEN_BYTES = 16 * 1024
-"""So much of an answer is looked through for a model that the request did not name."""
-
 _LENGTH = b"content-length"
-_MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+"([^"\\]{1,256})"')
 _CORS = b"access-control-"
 _COMMENT = b": keepalive\n"
 """With one line end: where an empty line follows, some decoders take the two for an event without data."""
@@ -455,37 +450,3 @@ class Relay:
         self._exchange.bytes_out = max(0, self._exchange.bytes_out - unsent)
         self._upstream.close()
         self._out.abort()  # its buffer is full of what nobody takes
-
-
-class Unnamed:
-    """A tap on the answer to a request that named no model: which one it was, the log has from the answer."""
-
-    __slots__ = ("_exchange", "_seen")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._seen: bytes | None = b""
-
-    def feed(self, data: bytes) -> None:
-        """Look for the model in what has passed, until it is found, or not to be expected any more."""
-        if self._seen is None:
-            return
-        self._seen += data[: SEEN_BYTES - len(self._seen)]
-        found = _MODEL.search(self._seen)
-        if found is not None:
-            self._exchange.model = printable(found[1].decode("utf-8", "replace"))
-        if found is not None or len(self._seen) == SEEN_BYTES:
-            self._seen = None
-
-
-def is_good(status: int) -> bool:
-    """Return whether *status* is that of an answer that is what was asked for."""
-    return 200 <= status < 300
-
-
-def outcome_of(status: int) -> Outcome:
-    """Say how an exchange ended whose answer, of *status*, was the upstream's own."""
-    if status < 400:
-        return "ok"
-    theirs = status >= 500 or status in (401, 402, 403, 408, 429)
-    return "upstream_error" if theirs else "client_error"

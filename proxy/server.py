@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from proxy import endpoints
-from proxy.admission import Gate
+from proxy.admission import Admission, Gate
 from proxy.asking import Asking
 from proxy.balance import Scores
 from proxy.children import Children
@@ -102,6 +102,9 @@ class Running:
     _listeners: dict[Address, tuple[Listener, Face]] = field(default_factory=dict)
     _left: list[Listener] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._admission = Admission(self.gate)
+
     @property
     def addresses(self) -> dict[str, list[Address]]:
         """Return where we really listen, by surface name."""
@@ -118,7 +121,7 @@ class Running:
         is kept. Raises `CannotListen`.
         """
         refresher = await self._refresh(snapshot)
-        forward = Forward(snapshot, self._opener, self.gate, self._relays)
+        forward = Forward(snapshot, self._opener, self._admission, self._relays)
         frames = {
             surface.name: self._frame(surface, snapshot, forward) for surface in snapshot.surfaces
         }
@@ -203,7 +206,7 @@ class Running:
             realtime=partial(llm.realtime, forward, surface),
             models=models.endpoint(forward, surface, snapshot),
             kept=partial(kept.endpoint, forward, surface),
-            hooks=hooks.endpoint(Asking(self._opener, self.gate), surface, snapshot),
+            hooks=hooks.endpoint(Asking(self._opener, self._admission), surface, snapshot),
             root=docs.root(surface),
             fixed={
                 "/health": health.endpoint(),
@@ -216,7 +219,8 @@ class Running:
                 **(docs.endpoints(forward, surface, snapshot) if surface.docs else {}),
             },
         )
-        return Frame(surface, find, self.gate, self.log, self._sessions)
+        sinks = [self.log.line]
+        return Frame(surface, find, self.gate, self.log, sinks, self._sessions)
 
     def _status(self, snapshot: Snapshot) -> status.Status:
         scores, log = self._opener.scores, self.log

@@ -31,6 +31,9 @@ STDERR = 2
 _LINE_END = ord("\n")
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
+RecordSink = Callable[[dict[str, Any]], None]
+"""Takes the record of each exchange when it is over, and neither waits nor fails."""
+
 
 class LineWriter:
     """Writes lines to the file descriptor *fd*, in order, on a thread; drops what does not fit.

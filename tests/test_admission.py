@@ -1,13 +1,15 @@
 """How many exchanges, and how many bytes of bodies, are let in at once; and that all are let out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.admission import Gate
-from proxy.errors import ProxyError
+from proxy.admission import Admission, Gate
+from proxy.errors import OVERLOADED, ProxyError
+from proxy.exchange import Exchange
+from proxy.headers import Headers
 from tests.harness.client import Client, call, chat, request
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import (
@@ -81,16 +83,121 @@ async def test_inflight() -> None:
 
 
 async def test_held() -> None:
-    """Exactly as many bytes are held as may be; what has no room takes none."""
+    """Exactly as many bytes are held as may be; what has no room takes none; all are given back."""
     gate = Gate(2, 10)
-    gate.hold(4)
-    gate.hold(6)
-    with pytest.raises(ProxyError) as caught:
-        gate.hold(1)
-    assert (caught.value.kind.code, gate.held) == ("overloaded", 10)
-    gate.drop(6)
-    gate.hold(5)
-    assert gate.held == 9
+    admission = Admission(gate)
+    first, second = admission.admit(exchange()), admission.admit(exchange())
+    async with first, second:
+        first.hold(4)
+        second.hold(6)
+        with pytest.raises(ProxyError) as caught:
+            first.hold(1)
+        assert (caught.value.kind.code, gate.held) == ("overloaded", 10)
+        second.drop()
+        first.hold(5)
+        assert gate.held == 9
+    assert (gate.inflight, gate.held) == (0, 0)
+
+
+# Further limits
+
+
+def exchange() -> Exchange:
+    """Return an exchange of which nothing is known."""
+    return Exchange("req_1", "main", "POST", "/", "", Headers(), False, None, 0.0)
+
+
+class Noting:
+    """A limit that notes what it is asked in *notes*, by its *name*; *refuses* at one step, *waits* at each."""
+
+    def __init__(
+        self, notes: list[str], name: str, refuses: str = "", waits: asyncio.Event | None = None
+    ) -> None:
+        self.notes = notes
+        self.name = name
+        self.refuses = refuses
+        self.waits = waits
+
+    def enter(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Note that *exchange* wants in, and whose it is."""
+        assert exchange.read is None
+        return self._step("enter")
+
+    def reserve(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Note that *exchange* would go on, and where."""
+        assert exchange.upstream is not None
+        return self._step("reserve")
+
+    def settle(self, exchange: Exchange) -> None:
+        """Note that *exchange* is over, and how."""
+        self.notes.append(f"{self.name} settle {exchange.outcome or exchange.error}")
+
+    def _step(self, step: str) -> Awaitable[None] | None:
+        self.notes.append(f"{self.name} {step}")
+        if self.waits is not None:
+            return self._wait(step)
+        self._refuse(step)
+        return None
+
+    async def _wait(self, step: str) -> None:
+        assert self.waits is not None
+        await self.waits.wait()
+        self._refuse(step)
+
+    def _refuse(self, step: str) -> None:
+        if step == self.refuses:
+            raise ProxyError(OVERLOADED, "Not now.", headers=(("Retry-After", "1"),))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(
+    ("refuses", "status", "noted"),
+    [
+        ("", 200, ["a enter", "b enter", "a reserve", "b reserve", "a settle ok", "b settle ok"]),
+        ("enter", 503, ["a enter", "b enter", "a settle None"]),
+        ("reserve", 503, ["a enter", "b enter", "a reserve", "b reserve",
+                          "a settle None", "b settle None"]),
+    ],
+)  # fmt: skip
+async def test_limits(
+    upstream: Upstream, refuses: str, status: int, noted: list[str], waits: bool
+) -> None:
+    """Each limit is asked before the body is read, and where it is known where to; it may let wait; who was
+    let in is settled, once, and nobody else.
+    """
+    notes: list[str] = []
+    event = asyncio.Event() if waits else None
+    upstream.will(answer())
+    async with limited(upstream, "max_inflight = 2") as (proxy, gate):
+        assert proxy.running is not None
+        limits = [Noting(notes, "a", waits=event), Noting(notes, "b", refuses, event)]
+        proxy.running._admission.limits = limits
+        asking = asyncio.ensure_future(call(proxy.port, chat()))
+        if event is not None:
+            await until(lambda: bool(notes))
+            assert gate.inflight == 0  # who waits is not in flight
+            event.set()
+        got = await asking
+        assert got.status == status
+        assert notes == noted
+
+
+async def test_who_leaves_while_waiting(upstream: Upstream) -> None:
+    """A client that leaves while it is let wait gives up its place, and takes nothing with it."""
+    notes: list[str] = []
+    async with limited(upstream, "max_inflight = 2") as (proxy, gate):
+        assert proxy.running is not None
+        waiting = Noting(notes, "b", waits=asyncio.Event())
+        proxy.running._admission.limits = [Noting(notes, "a"), waiting]
+        client = await Client.connect(proxy.port)
+        await client.send(request(chat()))
+        await until(lambda: "b enter" in notes)
+        client.close()
+        record = await proxy.record()
+        assert (record["outcome"], gate.inflight) == ("client_gone", 0)
+        assert notes[:2] == ["a enter", "b enter"]
+        assert [note for note in notes if "settle" in note] == ["a settle None"]
+        assert not upstream.requests
 
 
 # Too many exchanges

@@ -1,13 +1,11 @@
 """Who may ask, for what, and what becomes of the credentials on both sides."""
 
-import gc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pytest
 
-from proxy.forward import MATCHED_CHARS, Forward
 from tests.harness.client import Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import DONE, Upstream, answer, event, stream
@@ -430,37 +428,3 @@ async def test_reused_connection_keeps_nothing(keyed: Proxy, upstream: Upstream)
     for seen in upstream.requests[1:]:
         assert seen.values(b"cookie") == []
         assert seen.values(b"x-first") == []
-
-
-async def test_long_names_are_not_kept(proxy: Proxy) -> None:
-    """A model's name may be as long as a body; only short ones are known by heart."""
-    for size in (MATCHED_CHARS, 1_000_000):
-        for _ in range(2):
-            got = await call(proxy.port, chat("x" * size))
-            assert got.status == 200
-    kept = [
-        name for one in gc.get_objects() if isinstance(one, Forward) for name, *_ in one._matched
-    ]
-    assert max(len(name) for name in kept if name is not None) == MATCHED_CHARS
-
-
-async def test_many_names(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many models somebody asks for, what is kept of them stays within its bound, and the name
-    that came last is kept.
-    """
-    monkeypatch.setattr("proxy.forward.MATCHED_BYTES", 20_000)
-    assert proxy.running is not None
-    await proxy.running.apply(proxy.running.snapshot)
-    async with await Client.connect(proxy.port) as client:
-        for number in range(100):
-            await client.send(request(chat(f"{number:03}" + "ж" * 200)))
-            assert (await client.answer()).status == 200
-    (matched,) = [
-        one._matched
-        for one in gc.get_objects()
-        if isinstance(one, Forward) and any(name and "ж" in name for name, *_ in one._matched)
-    ]
-    names = [name for name, *_ in matched]
-    assert matched.held <= 20_000
-    assert 5 < len(names) < 50
-    assert (names[-1] or "").startswith("099")

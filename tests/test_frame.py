@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.forward import Forward
 from proxy.frame import PLACE_CHARS, PLACES_BYTES
+from proxy.matching import Matcher
 from tests.harness.client import Client, call, chat, request
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import Upstream, answer
@@ -18,7 +18,7 @@ async def test_our_own_fault(
         raise ZeroDivisionError("canary-0123456789")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Forward, "_match", broken)
+        patch.setattr(Matcher, "match", broken)
         got = await call(proxy.port, chat())
     assert (got.status, got.code) == (500, "internal_error")
     assert b"canary" not in got.raw

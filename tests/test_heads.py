@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 
 import orjson
@@ -18,13 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import load
-from proxy.exchange import LEARNT_BYTES
+from proxy.exchange import WRITTEN_BYTES
+from proxy.headers import NO_NAMES
 from proxy.heads import HEADS_BYTES, KNOWN_BYTES, Head, Heads
+from proxy.outbound import Addressed, Signature, Written
+from proxy.routes import Base, Origin
 from tests.harness.client import Client, Pair, chat, request
 from tests.harness.proxy import serving
 from tests.harness.upstream import Conn, Received, Upstream
 from tests.harness.upstream import head as answer_head
 
+SIGNED = Signature(0, b"", frozenset(), (), passthrough=False, tokens=True)
+TO = Addressed(Base(Origin("http", "up.example", 80), ""), "/")
 KEY: Pair = (b"Authorization", b"Bearer sk-team-0123456789")
 OTHER: Pair = (b"Authorization", b"Bearer sk-other-012345678")
 FIRST = b"POST /v1/chat/completions HTTP/1.1\r\n"
@@ -196,9 +202,10 @@ def test_bound(headers: list[Pair]) -> None:
             )
             head, _ = learnt(heads, data)
             for what in range(20):
-                head.learnt.keep(what, bytes(1500), 1500)
+                written = Written("", "", NO_NAMES, TO, bytes(1500))
+                head.learnt.written.keep(replace(SIGNED, version=what), written, 1500)
             assert heads.find(data) is not None
-            assert head.learnt.held <= LEARNT_BYTES
+            assert head.learnt.written.held <= WRITTEN_BYTES
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

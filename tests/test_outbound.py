@@ -1,23 +1,17 @@
 """What goes upstream: the target and the head, byte for byte."""
 
-from hashlib import sha256
-
 import pytest
 
 from proxy import dialects
 from proxy.credentials import FORMS, Credential, Secret
 from proxy.headers import Pair
-from proxy.keys import Key, KeyRing
 from proxy.outbound import (
     CHUNKED,
     WEBSOCKET,
     address,
     head,
-    keys_in,
     length,
     sign,
-    tokens_of,
-    without_keys,
 )
 from proxy.routes import Base, Origin, Upstream
 
@@ -224,28 +218,6 @@ def test_paths() -> None:
     assert target("messagesx") == "/v1/messagesx"
 
 
-RING = KeyRing((Key("team", sha256(b"tk-ours").digest()),))
-
-
-@pytest.mark.parametrize(
-    ("query", "kept"),
-    [
-        ("", ""),
-        ("a=b", "a=b"),
-        ("key=tk-ours", ""),
-        ("key=tk%2Dours", ""),
-        ("a=%20&key=tk-ours&b=+", "a=%20&b=+"),
-        ("key=theirs", "key=theirs"),
-        ("key=tk-ours&key=theirs", "key=theirs"),
-        ("monkey=tk-ours", "monkey=tk-ours"),
-        ("a&&b=;&=c", "a&&b=;&=c"),
-    ],
-)
-def test_keys_in_the_query(query: str, kept: str) -> None:
-    """A `key` parameter goes no further where it is ours; the rest of the query is left alone."""
-    assert without_keys(query, RING) == kept
-
-
 @pytest.mark.parametrize(
     ("framing", "lines"),
     [
@@ -278,28 +250,27 @@ PROTOCOL = b"Sec-WebSocket-Protocol"
 
 
 @pytest.mark.parametrize(
-    ("offered", "token", "kept"),
+    ("offered", "kept"),
     [
-        ([], None, []),
-        ([b"realtime"], None, [b"realtime"]),
-        ([b"realtime,json"], None, [b"realtime,json"]),
-        ([b"realtime, openai-insecure-api-key.tk-1"], b"tk-1", [b"realtime"]),
-        ([b"openai-insecure-api-key.tk-1,realtime"], b"tk-1", [b"realtime"]),
-        ([b"realtime,openai-insecure-api-key.tk-1, openai-beta.realtime-v1"], b"tk-1",
+        ([], []),
+        ([b"realtime"], [b"realtime"]),
+        ([b"realtime,json"], [b"realtime,json"]),
+        ([b"realtime, openai-insecure-api-key.tk-1"], [b"realtime"]),
+        ([b"openai-insecure-api-key.tk-1,realtime"], [b"realtime"]),
+        ([b"realtime,openai-insecure-api-key.tk-1, openai-beta.realtime-v1"],
          [b"realtime, openai-beta.realtime-v1"]),
-        ([b"openai-insecure-api-key.tk-1"], b"tk-1", []),
-        ([b"realtime", b"openai-insecure-api-key.tk-1"], b"tk-1", [b"realtime"]),
-        ([b"openai-insecure-api-key.tk-1", b"openai-insecure-api-key.tk-2"], b"tk-1", []),
-        ([b"openai-insecure-api-key."], b"", []),
-        ([b"x-openai-insecure-api-key.tk-1"], None, [b"x-openai-insecure-api-key.tk-1"]),
+        ([b"openai-insecure-api-key.tk-1"], []),
+        ([b"realtime", b"openai-insecure-api-key.tk-1"], [b"realtime"]),
+        ([b"openai-insecure-api-key.tk-1", b"openai-insecure-api-key.tk-2"], []),
+        ([b"openai-insecure-api-key."], []),
+        ([b"x-openai-insecure-api-key.tk-1"], [b"x-openai-insecure-api-key.tk-1"]),
     ],
 )  # fmt: skip
-def test_key_as_a_subprotocol(offered: list[bytes], token: bytes | None, kept: list[bytes]) -> None:
-    """A browser's key among the subprotocols is found there, and is not offered to the upstream: our
-    credential goes into the header. What else is offered stays.
+def test_key_as_a_subprotocol(offered: list[bytes], kept: list[bytes]) -> None:
+    """A browser's key among the subprotocols is not offered to the upstream: our credential goes into the
+    header. What else is offered stays.
     """
     client = [(PROTOCOL, value) for value in offered]
-    assert next(tokens_of(client), None) == token
     text = written(*client, dialect=dialects.REALTIME, framing=WEBSOCKET)
     assert values(text, PROTOCOL) == kept
     assert values(text, b"authorization") == [b"Bearer sk-ours"]
@@ -313,23 +284,3 @@ def test_subprotocols_of_other_dialects() -> None:
     assert values(written(offer), PROTOCOL) == [b"realtime"]
     text = written(offer, dialect=dialects.REALTIME, passthrough=True)
     assert values(text, PROTOCOL) == [offer[1]]
-
-
-@pytest.mark.parametrize(
-    ("query", "key"),
-    [
-        ("", None),
-        ("alt=sse", None),
-        ("alt=sse&key=AIza-1", b"AIza-1"),
-        ("key=a%2Bb", b"a+b"),
-        ("%6Bey=x", b"x"),
-        ("key=a&key=b", b"a"),
-        ("key", b""),
-        ("Key=x", None),
-        ("monkey=x", None),
-        ("key=%ff", b"\xff"),
-    ],
-)
-def test_key_of_the_query(query: str, key: bytes | None) -> None:
-    """The `key` parameter, where Google's clients may put theirs, is found however it is encoded."""
-    assert next(keys_in(query), None) == key

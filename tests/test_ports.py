@@ -9,8 +9,9 @@ from proxy import sse
 from proxy.edge import Request
 from proxy.ports import Caller, Downstream, Flow, Inbound, Sink, Tap, together
 from proxy.reader import Reader
-from proxy.relay import Relay, Unnamed
+from proxy.relay import Relay
 from proxy.tunnel import Tunnel
+from proxy.unnamed import Unnamed
 from proxy.websocket import Frames
 
 PAIRS = [
