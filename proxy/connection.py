@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import cast
 
-from proxy.arrival import TUNNEL, Arrival, Parser
+from proxy.arrival import BODY, TUNNEL, Arrival, Parser
 from proxy.body import Piece
 from proxy.errors import (
     STREAM_TIMEOUT,
@@ -269,7 +269,8 @@ class Connection(asyncio.Protocol):
 
     def attach(self, sink: Sink) -> None:
         """Hand the body to *sink*: at once what has arrived already, then the rest as it comes."""
-        answer = self._answer
+        answer = self.arrival
+        assert answer is not None
         answer.sink = sink
         if self._full:
             self.resume()
@@ -277,7 +278,8 @@ class Connection(asyncio.Protocol):
             body = held[0] if len(held) == 1 else b"".join(held)
             held.clear()
             sink.data(body)
-        answer.tell()
+        if answer.state is not BODY:
+            answer.tell()
 
     def pause(self) -> None:
         """Take nothing more from the upstream for now."""
@@ -419,7 +421,8 @@ class Connection(asyncio.Protocol):
         """Go on: there is no more of it."""
         if self._full:
             self.resume()  # else it would go into the pool, and never be heard again
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def broke(self, error: ProxyError) -> None:
         """Raise *error* where the head is waited for; else it is told to who takes the body."""

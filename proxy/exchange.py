@@ -173,7 +173,7 @@ class Exchange:
         begun = self.read if self.read is not None else self.received
         until = self.relayed if self.relayed is not None else now
         sent = self.model_sent
-        shown = _shown(sent)
+        shown = None if sent is None else printable(sent)
         return {
             "ts": None,
             "level": "warning" if self.error in GRAVE else "debug" if self.quiet else "info",
