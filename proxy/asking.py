@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from proxy.admission import Admission
+from proxy.asked import Asked
 from proxy.body import Body, find_model
 from proxy.coding import unpacker_of
 from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Exchange
-from proxy.opening import Asked, Opened, Opener
+from proxy.opening import Opened, Opener
 from proxy.ports import Inbound
 from proxy.reader import Reader
 from proxy.routes import Route, check_able

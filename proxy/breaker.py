@@ -7,7 +7,7 @@ seconds.
 import math
 from dataclasses import dataclass, field
 
-from proxy.errors import Outcome
+from proxy.errors import CLIENT_STALLED, Outcome
 
 FAULTS = 5
 """So many failures of ours in a row (connect, TLS, first byte late, protocol, cut) open a breaker."""
@@ -25,7 +25,7 @@ REFUSED_SECONDS = 1.0
 LATENCY_WEIGHT = 0.2
 FAILURE_SECONDS = 60
 """How long a failure is counted for whoever looks."""
-FAILURES: frozenset[Outcome | None] = frozenset({"upstream_error", "upstream_cut", "timeout"})
+FAILURES: frozenset[Outcome] = frozenset({"upstream_error", "upstream_cut", "timeout"})
 """Outcomes that are an upstream's failure, as the log says them."""
 
 
@@ -151,6 +151,13 @@ class Health:
             return
         if status < 400:  # to refuse is quick
             self.latency += LATENCY_WEIGHT * (seconds - self.latency) if self.latency else seconds
+
+    def ended(self, now: float, outcome: Outcome | None, code: str | None, status: int) -> None:
+        """An answer is over, with *outcome*, and the *code* of an error; without one, with its *status*."""
+        if outcome is None or outcome not in FAILURES or code == CLIENT_STALLED.code:
+            self.good = now
+        else:
+            self.failures.count(now, outcome, code or str(status))
 
     def succeeded(self, probe: int) -> None:
         """An answer, not a 5xx, has come to its end."""

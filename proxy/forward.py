@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from proxy.admission import Admission, Admitted
+from proxy.asked import Asked
 from proxy.coding import Unpacker, unpacker_of
 from proxy.config import Snapshot
 from proxy.connection import Upload
@@ -20,7 +21,7 @@ from proxy.exchange import Exchange
 from proxy.identify import identify
 from proxy.keys import Key
 from proxy.matching import Matcher, asked_for, find
-from proxy.opening import Asked, Opened, Opener
+from proxy.opening import Opened, Opener
 from proxy.outbound import CHUNKED, WEBSOCKET, length
 from proxy.ports import Inbound
 from proxy.relay import Relay

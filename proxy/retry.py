@@ -1,40 +1,42 @@
 """Whether a failed attempt is followed by another one, and where: the one owner of retries.
 
-The table of design section 8 stands here as `RULES`. A `Trip` is made for each exchange and knows
-what has been tried; tenacity drives it, entered only after a first failure, and it is over before
-the first byte of an answer is relayed, because only what opens an answer runs inside it.
+The table of design section 8 stands here as `RULES`. A `Trip` is made for an exchange when a first attempt
+has failed; it is handed how each one `Failed`, and says what follows: `Go`, or `Stop`. It asks nobody and
+waits for nothing. How long to wait are tenacity's policies.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState
+from tenacity.wait import wait_base, wait_exponential, wait_none
 
 from proxy.balance import Choice
 from proxy.breaker import Load
 from proxy.errors import Fault, ProxyError
 from proxy.routes import Retry
 
-T = TypeVar("T")
+A = TypeVar("A")
 
 QUICK_SECONDS = 2.0
-"""A 429 that asks for a wait up to this long is asked again where it came from."""
-PATIENCE_SECONDS = 10.0
-"""No answer that asks for a longer wait is waited for: the caller is told, and can wait itself."""
-CREDENTIAL_REST_SECONDS = 60.0
-"""How long a credential rests that the upstream refused."""
+"""Ask the same place again after a 429 that asks for a wait of up to this."""
+LONGEST_WAIT_SECONDS = 10.0
+"""Wait no longer than this, however long another answer asks: the caller is told, and can wait itself."""
 TOO_LONG = 1400
 """Stands for a 400 that says the context is too long, in the place of its status."""
 NOT_PERMITTED = 1403
 """Stands for an error that says what our credential may not do, though it may do other things."""
 
 
+_AT_ONCE = wait_none()
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table: how often the *same* upstream may be asked again, after a wait with full
-    jitter from *base* seconds, doubling; whether the *next* one may be (`free`: only where nothing
+    """One row of the table: how often the *same* place may be asked again, after a *wait* with full
+    jitter; whether the *next* one may be (`free`: only where nothing
     can be billed twice; `5xx`: only if `failover_5xx`), and whether it is *preferred* to the same.
 
     *sibling*: it is the credential's matter, so that another one at the same upstream counts as
@@ -42,7 +44,7 @@ class Rule:
     """
 
     same: int = 0
-    base: float = 0.0
+    wait: wait_base = _AT_ONCE
     next: str = "no"
     preferred: bool = False
     sibling: bool = False
@@ -50,11 +52,11 @@ class Rule:
     billed: bool = False
 
 
-_UNAVAILABLE = Rule(same=1, base=0.5, next="yes", preferred=True)
+_UNAVAILABLE = Rule(same=1, wait=wait_exponential(0.5), next="yes", preferred=True)
 _BROKEN = Rule(next="5xx", billed=True)
 _NOT_THERE = Rule(next="yes")
 RULES: dict[Fault | int, Rule] = {
-    Fault.UNSENT: Rule(same=2, base=0.1, next="yes", preferred=True, fault=True),
+    Fault.UNSENT: Rule(same=2, wait=wait_exponential(0.1), next="yes", preferred=True, fault=True),
     Fault.NOWHERE: Rule(next="yes", fault=True),
     Fault.CERTIFICATE: Rule(next="yes", fault=True),
     Fault.DEAD: Rule(same=1, next="yes"),
@@ -93,160 +95,131 @@ def rule_of(reason: Fault | int, also: Collection[int]) -> Rule | None:
     return _NOT_THERE if reason in _UNTOUCHED else _WISHED
 
 
-class Failed(Exception):
-    """An attempt at *choice* failed: with a *fault* and an *error*, or with an answer of *status*.
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed(Generic[A]):
+    """How an attempt at *choice* failed, for a *reason* whose row is *rule*. Its *result* is an error; or an
+    answer, which is the caller's if nothing better comes.
 
     *after* is how long the answer asks to wait, in seconds; *hint* its `x-should-retry`. Where it had *begun*
     as a good one, it may have been billed, whatever it came to.
     """
 
-    def __init__(
-        self,
-        choice: Choice,
-        reason: Fault | int,
-        *,
-        error: ProxyError | None = None,
-        after: float | None = None,
-        hint: bool | None = None,
-        begun: bool = False,
-    ) -> None:
-        super().__init__(str(reason))
-        self.choice = choice
-        self.reason = reason
-        self.error = error
-        self.after = after
-        self.hint = hint
-        self.begun = begun
+    choice: Choice
+    reason: Fault | int
+    rule: Rule
+    result: A | ProxyError
+    after: float | None = None
+    hint: bool | None = None
+    begun: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Go:
+    """Make another attempt: at *choice*, after *wait* seconds, with *fresh* on a new connection."""
+
+    choice: Choice
+    wait: float = 0.0
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop(Generic[A]):
+    """Make no other attempt: the *result* of the last one, an answer or an error, is the caller's."""
+
+    result: A | ProxyError
 
 
 class Trip:
-    """The attempts of one exchange. *others* yields choices that have not been tried, best first,
-    each time it is asked anew.
+    """The attempts of one exchange.
 
     `attempts` of the *policy* bounds the tries at one place, and all those together that may have been
-    billed; to go on to another place, where nothing can be billed twice, only *seconds_left* does: what
-    remains of the deadline over all attempts and waits. A *resent* request is one that its SDK sends
-    again already: status answers are then not asked for again at the same upstream.
+    billed; to go on to another place, where nothing can be billed twice, only the *deadline* over all
+    attempts and waits does, in loop time. A *resent* request is one that its SDK sends again already: status answers
+    are then not asked for again at the same upstream.
     """
 
     def __init__(
         self,
         policy: Retry,
-        others: Callable[["Trip", Choice, Rule], Iterator[Choice]],
-        seconds_left: Callable[[], float],
+        deadline: float,
         *,
         resent: bool,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._policy = policy
-        self._others = others
-        self._seconds_left = seconds_left
+        self._deadline = deadline
         self._resent = resent
         self._chance = chance
-        self._same: dict[Choice, int] = {}
+        self._tries: dict[Choice, RetryCallState] = {}
         self._billed = 0  # so many tries may have been, so far
         self._failed_over = False
         self._reserved: Load | None = None
-        self.tried: list[Choice] = []
-        self.fresh = False
-        self.choice: Choice | None = None
-        self.wait = 0.0
 
-    def goes_on(self, failed: Failed) -> bool:
-        """Decide, after *failed*, whether there is another attempt; *choice*, *wait* and *fresh* then
-        say where, after how many seconds, and whether on a new connection.
+    def after(self, failed: Failed[A], other: Choice | None, now: float) -> Go | Stop[A]:
+        """Return what follows when an attempt has *failed*: the same place again, the best *other* one, where
+        there is one, or nothing.
         """
         self.close()
-        self.choice, self.wait, self.fresh = None, 0.0, False
-        rule = rule_of(failed.reason, failed.choice.target.retry.also)
-        if rule is None:
-            return False
-        self._billed += rule.billed or failed.begun
-        if self._billed >= self._policy.attempts:
-            return False
-        same = self._same_again(failed, rule)
-        other = None
-        if rule.preferred or same is None:
-            other = self._next(failed, rule)
-        if other is not None:
-            self.choice = other
-        elif same is not None:
-            self.choice = failed.choice
-            self._same[failed.choice] = self._same.get(failed.choice, 0) + 1
-            self.wait = same
-        if self.choice is None or self.wait >= self._seconds_left():
-            return False
-        if self.choice.target.upstream is failed.choice.target.upstream:
-            self.fresh = failed.reason in _ON_A_FRESH_ONE
-            self._reserved = self.choice.health.load
+        self._billed += failed.rule.billed or failed.begun
+        go = None
+        if self._billed < self._policy.attempts:
+            go = self._go(failed, other)
+        if go is None or go.wait >= self._deadline - now:
+            return Stop(failed.result)
+        if go.choice.target.upstream is failed.choice.target.upstream:
+            self._reserved = go.choice.health.load
             self._reserved.retrying += 1
-        return True
+        return go
 
     def close(self) -> None:
-        """Give back the place in the retry budget that is held, if one is."""
+        """Give back the place in the retry budget that is taken, if one is."""
         if self._reserved is not None:
             self._reserved.retrying -= 1
             self._reserved = None
 
-    def _same_again(self, failed: Failed, rule: Rule) -> float | None:
-        """Return after how many seconds the same upstream may be asked again, None if it may not."""
-        done = self._same.get(failed.choice, 0)
-        if done >= min(rule.same, self._policy.attempts - 1):
+    def _go(self, failed: Failed[A], other: Choice | None) -> Go | None:
+        here, rule = failed.choice, failed.rule
+        wait = self._same_again(failed)
+        if other is not None and (rule.preferred or wait is None) and self._may_move(failed):
+            self._failed_over |= rule.next == "5xx"
+            same_upstream = other.target.upstream is here.target.upstream
+            return Go(other, fresh=same_upstream and failed.reason in _ON_A_FRESH_ONE)
+        if wait is None:
             return None
-        if failed.reason is Fault.STALE and not self._policy.stale:
-            return None
-        if not failed.choice.health.load.may_retry():
-            return None
-        if isinstance(failed.reason, int):
-            if self._resent or failed.hint is False:
-                return None
-            limit = QUICK_SECONDS if failed.reason == 429 else PATIENCE_SECONDS
-            if failed.after is None and failed.reason == 429:
-                return None
-            if failed.after is not None and failed.after > limit:
-                return None
-        jitter: float = self._chance() * rule.base * 2**done
-        return max(jitter, failed.after or 0.0)
+        self._tries[here].prepare_for_next_attempt()
+        return Go(here, wait, failed.reason in _ON_A_FRESH_ONE)
 
-    def _next(self, failed: Failed, rule: Rule) -> Choice | None:
-        """Return the choice to go on with, if it may go on elsewhere, and there is one."""
-        policy, upstream = self._policy, failed.choice.target.upstream
-        if rule.next == "no" or not policy.next:
+    def _same_again(self, failed: Failed[A]) -> float | None:
+        """Return after how many seconds the same place may be asked again, None if it may not."""
+        rule, policy, health = failed.rule, self._policy, failed.choice.health
+        most = min(rule.same, policy.attempts - 1)
+        if not most:
             return None
+        first = RetryCallState(AsyncRetrying(), None, (), {})
+        tries = self._tries.setdefault(failed.choice, first)
+        if tries.attempt_number > most:
+            return None
+        if not health.load.may_retry() or (failed.reason is Fault.STALE and not policy.stale):
+            return None
+        if isinstance(failed.reason, int) and not self._may_ask_again(failed):
+            return None
+        return max(self._chance() * rule.wait(tries), failed.after or 0.0)
+
+    def _may_ask_again(self, failed: Failed[A]) -> bool:
+        """Return whether an answer lets the same place be asked again: it does not ask for too long a wait."""
+        if self._resent or failed.hint is False:
+            return False
+        if failed.reason == 429:
+            return failed.after is not None and failed.after <= QUICK_SECONDS
+        return failed.after is None or failed.after <= LONGEST_WAIT_SECONDS
+
+    def _may_move(self, failed: Failed[A]) -> bool:
+        """Return whether it may go on elsewhere."""
+        policy, rule = self._policy, failed.rule
+        if not policy.next or rule.next == "no":
+            return False
         if failed.hint is False and rule.billed and failed.reason not in range(400, 500):
-            return None  # it says so of work that it may have done
-        if rule.next == "free" and upstream.billed and not policy.ambiguous:
-            return None
-        if rule.next == "5xx" and (self._failed_over or not policy.failover_5xx):
-            return None
-        choice = next(self._others(self, failed.choice, rule), None)
-        if choice is not None and rule.next == "5xx":
-            self._failed_over = True
-        return choice
-
-
-async def again(trip: Trip, failed: Failed, attempt: Callable[[Choice], Awaitable[T]]) -> T:
-    """Make further attempts after *failed*, for as long as *trip* goes on. Raises the last `Failed`."""
-    first: Failed | None = failed
-
-    async def turn() -> T:
-        nonlocal first
-        if first is not None:
-            try:
-                raise first
-            finally:
-                first = None
-        assert trip.choice is not None
-        return await attempt(trip.choice)
-
-    def wait(state: RetryCallState) -> float:
-        return trip.wait
-
-    def goes_on(error: BaseException) -> bool:
-        return isinstance(error, Failed) and trip.goes_on(error)
-
-    retrying = AsyncRetrying(retry=retry_if_exception(goes_on), wait=wait, reraise=True)
-    try:
-        return await retrying(turn)
-    finally:
-        retrying.iter_state.reset()  # else it holds itself, and with it a body
+            return False  # it says so of work that it may have done
+        if rule.next == "free":
+            return policy.ambiguous or not failed.choice.target.upstream.billed
+        return rule.next == "yes" or (policy.failover_5xx and not self._failed_over)

@@ -14,7 +14,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import errors, opening
+from proxy import asked, errors
 from proxy.errors import GRAVE, KINDS, Kind, printable
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, Pair, chat, request
@@ -528,7 +528,7 @@ async def test_internal_error(
     def fault(*_: object) -> None:
         raise ZeroDivisionError("the reason")
 
-    monkeypatch.setattr(opening, "address", fault)
+    monkeypatch.setattr(asked, "address", fault)
     async with await Client.connect(failing.port) as client:
         await client.send(request(chat(), headers=[TEAM]))
         got = await client.answer()

@@ -1,9 +1,6 @@
 """The one owner of retries: what follows a failure, row by row, how long it waits, and when it stops."""
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -12,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.balance import Choice, Scores
-from proxy.errors import UPSTREAM_TIMEOUT, Fault, ProxyError
-from proxy.retry import NOT_PERMITTED, RULES, TOO_LONG, Failed, Rule, Trip, again
+from proxy.errors import Fault
+from proxy.retry import NOT_PERMITTED, RULES, TOO_LONG, Failed, Go, Stop, Trip, rule_of
 from proxy.routes import Base, Origin, Retry, Target, Upstream
 
 Reason = Fault | int
@@ -39,7 +36,7 @@ def places(names: str, *, free: str = "", retry: Retry = LOTS) -> list[Choice]:
 
 
 class Journey:
-    """A trip over *choices*, from the first of them on; *rules* are those by which it asked for others."""
+    """A trip over *choices*, from the first of them on; *left* is what remains of its deadline."""
 
     def __init__(
         self,
@@ -50,32 +47,39 @@ class Journey:
         resent: bool = False,
         chance: float = 0.0,
     ) -> None:
-        self.rules: list[Rule] = []
         self.choices = choices
-        self.left = left
-        self.trip = Trip(
-            policy, self._others, lambda: self.left, resent=resent, chance=lambda: chance
-        )
-        self.trip.tried.append(choices[0])
+        self.trip = Trip(policy, left, resent=resent, chance=lambda: chance)
+        self.tried = [choices[0]]
+        self.step: Go | Stop[str] = Go(choices[0])
 
-    def _others(self, trip: Trip, failed: Choice, rule: Rule) -> Iterator[Choice]:
-        assert failed is trip.tried[-1]
-        self.rules.append(rule)
-        for choice in self.choices:
-            if choice not in trip.tried and choice.health.load.may_retry():
-                yield choice
+    @property
+    def went(self) -> Go:
+        """Return how the trip went on."""
+        assert isinstance(self.step, Go)
+        return self.step
 
     def fails(self, reason: Reason, **said: Any) -> str:
-        """Let the last attempt fail; return the name of where the next one goes, empty if there is none."""
-        if not self.trip.goes_on(Failed(self.trip.tried[-1], reason, **said)):
+        """Let the last attempt fail; return the name of where the next one goes, empty if there is none: what
+        is final is no failure.
+        """
+        here = self.tried[-1]
+        rule = rule_of(reason, here.target.retry.also)
+        if rule is None:
+            self.trip.close()
             return ""
-        assert self.trip.choice is not None
-        self.trip.tried.append(self.trip.choice)
-        return self.trip.choice.target.upstream.name
+        left = (one for one in self.choices if one not in self.tried)
+        other = next((one for one in left if one.health.load.may_retry()), None)
+        result = f"{reason} of {here.target.upstream.name}"
+        self.step = self.trip.after(Failed(here, reason, rule, result, **said), other, 0.0)
+        if isinstance(self.step, Stop):
+            assert self.step.result is result
+            return ""
+        self.tried.append(self.step.choice)
+        return self.step.choice.target.upstream.name
 
     @property
     def road(self) -> str:
-        return "".join(choice.target.upstream.name for choice in self.trip.tried)
+        return "".join(choice.target.upstream.name for choice in self.tried)
 
     def close(self) -> None:
         """Give up the trip, which must leave no place in any budget taken."""
@@ -147,12 +151,7 @@ def test_what_counts_for_the_breaker() -> None:
 
 @pytest.mark.parametrize("reason", RULES, ids=str)
 def test_whose_matter_it_is(reason: Reason) -> None:
-    """After 401, 402, 429 and what a credential may not do another one of the same upstream will do; others
-    are asked for by that rule.
-    """
-    journey = Journey(places("AB"))
-    journey.fails(reason)
-    assert all(row is RULES[reason] for row in journey.rules)
+    """After 401, 402, 429 and what a credential may not do another one of the same upstream will do."""
     assert RULES[reason].sibling is (reason in (401, 402, 429, NOT_PERMITTED))
 
 
@@ -280,9 +279,9 @@ def test_waits(
     """The same upstream is asked after a wait with full jitter, and not before the time it asked for."""
     journey = Journey(places("A"), chance=chance)
     assert journey.fails(reason, after=after) == "A"
-    assert journey.trip.wait == pytest.approx(max(base * chance, floor))
+    assert journey.went.wait == pytest.approx(max(base * chance, floor))
     if journey.fails(reason, after=after):
-        assert journey.trip.wait == pytest.approx(2 * base * chance)
+        assert journey.went.wait == pytest.approx(2 * base * chance)
 
 
 @pytest.mark.parametrize("after", [None, 1.0, 3600.0])
@@ -291,7 +290,7 @@ def test_elsewhere_there_is_no_wait(reason: Reason, after: float | None) -> None
     """Who has somewhere else to go goes there at once, however long the answer asks to wait."""
     journey = Journey(places("AB"), left=5.0, chance=0.9)
     assert journey.fails(reason, after=after) == "B"
-    assert journey.trip.wait == 0
+    assert journey.went.wait == 0
 
 
 @pytest.mark.parametrize("reason", RULES, ids=str)
@@ -299,8 +298,8 @@ def test_a_fresh_connection(reason: Reason) -> None:
     """Only what a connection may be to blame for asks for a new one, at the same upstream."""
     journey = Journey(places("AB"))
     while came := journey.fails(reason, after=1.0):
-        same = journey.trip.tried[-2] is journey.trip.tried[-1]
-        assert journey.trip.fresh is (same and reason in (Fault.DEAD, Fault.STALE, 408)), came
+        same = journey.tried[-2] is journey.tried[-1]
+        assert journey.went.fresh is (same and reason in (Fault.DEAD, Fault.STALE, 408)), came
 
 
 # Limits
@@ -496,22 +495,22 @@ def test_any_journey(
     """
     choices = [place(f"{at}", billed=one, retry=policy) for at, one in enumerate(billed)]
     journey = Journey(choices, policy, left=left, resent=resent, chance=chance)
-    trip, moved_by_5xx, bills = journey.trip, 0, 0
+    moved_by_5xx, bills = 0, 0
     for reason, after, hint, inside in steps:
-        here, before = trip.tried[-1], [*trip.tried]
+        here, before = journey.tried[-1], [*journey.tried]
         inside = inside and isinstance(reason, int)  # of a 200
         said = {"after": after, "hint": hint, "begun": inside} if isinstance(reason, int) else {}
         bills += inside or may_be_billed(reason)
         if not journey.fails(reason, **said):
             break
-        there = trip.tried[-1]
+        there = journey.tried[-1]
         assert reason in RULES or reason in policy.also
         assert bills < policy.attempts  # so that another one may be billed
         assert there is here or (there not in before and policy.next)
-        assert trip.tried.count(there) <= policy.attempts
-        assert 0 <= trip.wait <= 10
-        assert trip.wait < left
-        assert there is here or trip.wait == 0
+        assert journey.tried.count(there) <= policy.attempts
+        assert 0 <= journey.went.wait <= 10
+        assert journey.went.wait < left
+        assert there is here or journey.went.wait == 0
         if reason in (Fault.AMBIGUOUS, Fault.LATE):
             assert policy.ambiguous or not here.target.upstream.billed
             assert there is not here
@@ -522,7 +521,7 @@ def test_any_journey(
             assert not resent
             assert hint is not False
             assert reason in (429, *BUSY)
-            assert trip.wait >= (after or 0)
+            assert journey.went.wait >= (after or 0)
         if reason in BROKEN and reason not in policy.also:
             moved_by_5xx += 1
         if isinstance(reason, int) and reason >= 500 and may_be_billed(reason):
@@ -533,7 +532,7 @@ def test_any_journey(
         )
         assert there.health.load.retrying == held
     assert moved_by_5xx <= policy.failover_5xx
-    assert all(trip.tried.count(choice) <= 3 for choice in choices)
+    assert all(journey.tried.count(choice) <= 3 for choice in choices)
     journey.close()
 
 
@@ -545,136 +544,3 @@ def may_be_billed(reason: Reason) -> bool:
         return reason in (Fault.STALE, Fault.AMBIGUOUS, Fault.LATE, Fault.MALFORMED)
     free = (401, 402, 404, 405, 408, 410, 413, 415, 429, 503, 529)
     return reason not in (*free, TOO_LONG, NOT_PERMITTED, *UNREACHED)
-
-
-# Driven
-
-
-class Scripted:
-    """Attempts that come to what is scripted: a reason to fail, an error, or an answer."""
-
-    def __init__(self, journey: Journey, *outcomes: Reason | BaseException | str) -> None:
-        self.journey = journey
-        self.outcomes = [*outcomes]
-        self.raised: list[Failed] = []
-
-    async def attempt(self, choice: Choice) -> str:
-        self.journey.trip.tried.append(choice)
-        outcome = self.outcomes.pop(0)
-        if isinstance(outcome, str):
-            return outcome
-        if isinstance(outcome, BaseException):
-            raise outcome
-        self.raised.append(Failed(choice, outcome, after=0.0))
-        raise self.raised[-1]
-
-    async def run(self, reason: Reason, after: float | None = 0.0) -> str:
-        failed = Failed(self.journey.choices[0], reason, after=after)
-        return await again(self.journey.trip, failed, self.attempt)
-
-
-async def test_again_begins_with_the_failure() -> None:
-    """What failed first is not attempted again for its own sake: only what the trip decides is."""
-    script = Scripted(Journey(places("AB")), "answer")
-    assert await script.run(503) == "answer"
-    assert script.journey.road == "AB"
-    script.journey.close()
-
-
-async def test_again_goes_on() -> None:
-    """Attempts follow one another, each where the trip says, until one is answered."""
-    script = Scripted(Journey(places("ABC")), Fault.UNSENT, 503, "answer")
-    assert await script.run(429) == "answer"
-    assert script.journey.road == "ABCC"
-    script.journey.close()
-
-
-@pytest.mark.parametrize("reason", [Fault.AMBIGUOUS, Fault.MALFORMED, 404], ids=str)
-async def test_again_with_what_is_final(reason: Reason) -> None:
-    """What is final is raised as it is, and nothing is attempted."""
-    script = Scripted(Journey(places("AB")))
-    with pytest.raises(Failed) as raised:
-        await script.run(reason)
-    assert raised.value.reason == reason
-    assert script.journey.road == "A"
-    script.journey.close()
-
-
-async def test_again_raises_the_last() -> None:
-    """When nothing may follow, the last failure is raised: it is the answer that the client sees."""
-    script = Scripted(Journey(places("AB"), Retry(attempts=2)), 503, Fault.UNSENT)
-    with pytest.raises(Failed) as raised:
-        await script.run(429)
-    assert raised.value is script.raised[-1]
-    assert script.journey.road == "ABB"
-    script.journey.close()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [ProxyError(UPSTREAM_TIMEOUT, "late"), asyncio.CancelledError(), ValueError("a mistake")],
-    ids=lambda error: type(error).__name__,
-)
-async def test_again_passes_other_errors_on(error: BaseException) -> None:
-    """An error that is no failed attempt ends everything, as it is."""
-    script = Scripted(Journey(places("ABC")), error, "answer")
-    with pytest.raises(type(error)) as raised:
-        await script.run(503)
-    assert raised.value is error
-    assert script.journey.road == "AB"
-    script.journey.close()
-
-
-async def test_again_waits() -> None:
-    """It waits for as long as the trip says, and no longer."""
-    script = Scripted(Journey(places("A")), "answer")
-    started = time.monotonic()
-    assert await script.run(503, after=0.1) == "answer"
-    assert 0.1 <= time.monotonic() - started + 0.002 < 2
-    script.journey.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0)
-
-
-async def test_cancelled_while_it_waits() -> None:
-    """A client that leaves during a wait ends it: nothing is attempted, and no place in the budget stays."""
-    script = Scripted(Journey(places("A")), "answer")
-    load = script.journey.choices[0].health.load
-    task = asyncio.create_task(script.run(503, after=10.0))
-    await until(lambda: load.retrying == 1)
-    await asyncio.sleep(0.01)
-    assert not task.done()
-    started = time.monotonic()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert time.monotonic() - started < 2
-    assert script.journey.road == "A"
-    assert load.retrying == 1
-    script.journey.close()
-
-
-async def test_cancelled_while_it_attempts() -> None:
-    """A client that leaves during an attempt ends that one, and there is no other."""
-    journey, begun = Journey(places("AB")), asyncio.Event()
-
-    async def attempt(choice: Choice) -> str:
-        journey.trip.tried.append(choice)
-        begun.set()
-        await asyncio.Event().wait()
-        return "never"
-
-    failed = Failed(journey.choices[0], 503)
-    task = asyncio.create_task(again(journey.trip, failed, attempt))
-    async with asyncio.timeout(10):
-        await begun.wait()
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    assert task.cancelled()
-    assert journey.road == "AB"
-    journey.close()

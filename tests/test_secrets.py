@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from proxy import opening
+from proxy import asked
 from proxy.cli import main
 from proxy.config import ConfigError, load
 from tests.harness.client import Client, Pair, chat, request
@@ -448,7 +448,7 @@ async def test_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(opening, "head", fault)
+    monkeypatch.setattr(asked, "head", fault)
     async with furnished(tmp_path) as house, serving(house.toml, house.env) as proxy:
         for place in house.places:
             async with await Client.connect(proxy.port) as client:
