@@ -242,7 +242,7 @@ async def test_refused_exchanges_are_logged(upstream: Upstream) -> None:
             await client.send(request(chat()))
             await received(upstream, 1)
             await call(proxy.port, chat())
-            record = await proxy.record()
+            record = await proxy.record(under_way=1)
             assert (record["status"], record["outcome"]) == (503, "refused")
             assert (record["error"], record["attempts"]) == ("overloaded", [])
 

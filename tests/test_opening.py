@@ -1982,7 +1982,7 @@ async def test_all_rest() -> None:
                 assert (got.status, got.code) == (503, "upstream_unavailable")
                 assert 25 <= int(got.value(b"retry-after") or 0) <= 30
             assert (len(a.connections), len(b.connections)) == (6, 5)
-            record = await proxy.record(10)
+            record = await proxy.record(10, under_way=1)
             assert (record["attempts"], record["outcome"]) == ([], "upstream_error")
             one.cancel()
             await until(lambda: a.connections[5].gone.is_set())

@@ -8,9 +8,11 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ import orjson
 
 from proxy.config import load
 from proxy.server import Running, serve
+
+LOOK_SECONDS = 0.005
+"""How often the log is looked at for a line that is waited for."""
+LATE_SECONDS = 0.06
+"""How late a line still belongs to what had been counted: an exchange that leaves two does so at once."""
+EXACT_SECONDS = 0.002
+"""How exactly a line tells when its exchange began."""
 
 
 @dataclass
@@ -32,6 +41,7 @@ class Proxy:
     stderr: Path | None = None
     _lines: list[dict[str, Any]] = field(default_factory=list)
     _read: int = 0
+    _counted: list[tuple[int, int, float]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -51,15 +61,26 @@ class Proxy:
         """Return the lines of finished exchanges."""
         return [line for line in self.lines() if line["event"] == "exchange"]
 
-    async def record(self, count: int = 1, seconds: float = 20.0) -> dict[str, Any]:
-        """Wait for exactly *count* exchanges in the log; return the last one's line."""
-        async with asyncio.timeout(seconds):
-            while len(self.records()) < count:
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(0.06)  # one more than expected would be written by now
+    async def record(
+        self, count: int = 1, seconds: float = 20.0, *, under_way: int = 0
+    ) -> dict[str, Any]:
+        """Wait for exactly *count* exchanges in the log; return the last one's line. Of those which are
+        *under_way* yet, each may leave its line next.
+
+        That there were no more of them is looked at once the proxy has ended, see `settled`: so nobody
+        has to wait for a line that should not come.
+        """
+        await _until(lambda: len(self.records()) >= count, seconds)
         records = self.records()
         assert len(records) == count, records
+        self._counted.append((count, under_way, time.time()))
         return records[-1]
+
+    def settled(self) -> None:
+        """Make sure that of what had begun when `record` counted, nothing more ended just after."""
+        for count, under_way, at in self._counted:
+            late = [line for line in self.records()[count:] if _belongs(line, at)]
+            assert len(late) <= under_way, f"more than {count} exchanges: {late}"
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Return the lines that are called one of *names*."""
@@ -67,9 +88,7 @@ class Proxy:
 
     async def event(self, *names: str, count: int = 1, seconds: float = 10.0) -> dict[str, Any]:
         """Wait for at least *count* lines that are called one of *names*; return the last one."""
-        async with asyncio.timeout(seconds):
-            while len(self.events(*names)) < count:
-                await asyncio.sleep(0.01)
+        await _until(lambda: len(self.events(*names)) >= count, seconds)
         return self.events(*names)[-1]
 
     def tell(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -95,6 +114,19 @@ class Proxy:
         return await self.event(*outcomes, count=known + 1, seconds=20)
 
 
+async def _until(holds: Callable[[], bool], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _belongs(line: dict[str, Any], counted: float) -> bool:
+    """Return whether the exchange of *line* had begun when it was *counted*, and ended just after."""
+    ended = datetime.fromisoformat(line["ts"]).timestamp()
+    begun = ended - line["total_ms"] / 1000
+    return begun < counted - EXACT_SECONDS and ended < counted + LATE_SECONDS
+
+
 def _config(directory: str, toml: str) -> Path:
     file = Path(directory, "routes.toml")
     file.write_text(toml)
@@ -117,9 +149,11 @@ async def serving(
         try:
             async with serve(snapshot, fd) as running:
                 first = next(iter(running.addresses.values()))[0]
-                yield Proxy(first.port, log, file, running)
+                proxy = Proxy(first.port, log, file, running)
+                yield proxy
         finally:
             os.close(fd)
+        proxy.settled()
 
 
 @asynccontextmanager
@@ -168,6 +202,7 @@ async def process(
         if check:
             assert complaints(errors) == "", complaints(errors)
             assert child.returncode == 0
+        proxy.settled()
 
 
 def complaints(errors: Path) -> str:
@@ -188,4 +223,4 @@ async def _ready(proxy: Proxy, errors: Path) -> dict[str, Any]:
                 raise AssertionError(errors.read_text())
             for event in proxy.events("ready"):
                 return event
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOK_SECONDS)
