@@ -621,7 +621,7 @@ async def test_slow_client(upstream: Upstream) -> None:
     """A client that does not read stops the upstream; when it reads, all comes, though it took its time."""
     flood = Flood(4000)
     upstream.will(flood)
-    async with serving(routes(upstream, up='timeout = { idle = "100ms" }')) as proxy:
+    async with serving(routes(upstream, up='timeout = { idle = "200ms" }')) as proxy:
         async with await Client.connect(proxy.port) as client:
             transport_of(client).pause_reading()
             await client.send(request(said(stream=True), "/hooks/free"))
