@@ -18,12 +18,18 @@ pytest_plugins = ["tests.faces.report"]
 THOROUGH = {
     "bench", "clients", "faces", "faults", "fuzz",
     "test_bench.py", "test_children.py", "test_cli.py", "test_config.py", "test_descriptors.py", "test_docs.py",
-    "test_faces_surfaces.py", "test_form.py", "test_heads_differential.py", "test_keys_verb.py", "test_live.py",
-    "test_load.py", "test_openapi.py", "test_opening.py", "test_pages.py", "test_reload.py", "test_secrets.py",
-    "test_server.py", "test_signals.py", "test_smuggling.py", "test_supervisor.py", "test_transparency.py", "test_tunnel.py",
-    "test_unrouted.py",
+    "test_exchange.py", "test_faces_surfaces.py", "test_form.py", "test_heads_differential.py", "test_hooks.py",
+    "test_keys_verb.py", "test_lifecycle.py", "test_live.py", "test_load.py", "test_openapi.py", "test_opening.py",
+    "test_pages.py", "test_recordings.py", "test_relay_endings.py", "test_relay_shapes.py", "test_reload.py",
+    "test_secrets.py", "test_server.py", "test_signals.py", "test_smuggling.py", "test_status.py",
+    "test_supervisor.py", "test_transparency.py", "test_tunnel.py", "test_unrouted.py", "test_vendor_paths.py",
+    "test_worker.py",
 }  # fmt: skip
-"""Directories and files that `--quick` leaves out: what takes long, and what tries the clients more than us."""
+"""Directories and files that `--quick` leaves out: what takes long, and what tries the clients more than us.
+
+What is left tries what may differ from Python to Python: the loop and TLS (`test_transport.py`, `test_edge.py`), reading
+of files, heads, bodies and streams, patterns, threads, and one exchange from end to end (`test_relay.py`).
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
