@@ -15,9 +15,11 @@ from tests.harness.upstream import Upstream
 
 pytest_plugins = ["tests.faces.report"]
 
+TESTS = Path(__file__).parent
+
 THOROUGH = {
-    "bench", "clients", "faces", "faults", "fuzz",
-    "test_bench.py", "test_children.py", "test_cli.py", "test_config.py", "test_descriptors.py", "test_docs.py",
+    "bench", "clients", "config/test_any_file.py", "config/test_canaries.py", "faces", "faults", "fuzz",
+    "test_bench.py", "test_children.py", "test_cli.py", "test_descriptors.py", "test_docs.py",
     "test_exchange.py", "test_faces_surfaces.py", "test_form.py", "test_heads_differential.py", "test_hooks.py",
     "test_keys_verb.py", "test_lifecycle.py", "test_live.py", "test_load.py", "test_openapi.py", "test_opening.py",
     "test_pages.py", "test_recordings.py", "test_relay_endings.py", "test_relay_shapes.py", "test_reload.py",
@@ -25,7 +27,7 @@ THOROUGH = {
     "test_supervisor.py", "test_transparency.py", "test_tunnel.py", "test_unrouted.py", "test_vendor_paths.py",
     "test_worker.py",
 }  # fmt: skip
-"""Directories and files that `--quick` leaves out: what takes long, and what tries the clients more than us.
+"""Directories and files, by name or by path, that `--quick` leaves out: what takes long, and what tries the clients more than us.
 
 What is left tries what may differ from Python to Python: the loop and TLS (`test_transport.py`, `test_edge.py`), reading
 of files, heads, bodies and streams, patterns, threads, and one exchange from end to end (`test_relay.py`).
@@ -39,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    quick = config.getoption("--quick")
-    return True if quick and collection_path.name in THOROUGH else None
+    names = {collection_path.name, str(collection_path.relative_to(TESTS))}
+    return True if config.getoption("--quick") and names & THOROUGH else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from proxy.config import Snapshot, load
 from proxy.config.tables import LATER, RouteTable, SurfaceTable, UpstreamTable
 from proxy.routes import Route
 from proxy.surfaces import Surface, Tls
-from tests.test_config import read, told
+from tests.config.files import read, told
 
 ROOT = Path(__file__).parents[1]
 M = '[routes]\nm = "sandbox/x"\n'

@@ -15,10 +15,10 @@ from proxy.config.presets import Preset, load
 from proxy.credentials import FORMS
 from proxy.outbound import address, head, sign
 from proxy.routes import Upstream
+from tests.config.files import file_of, read, told
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.upstream import Upstream as Scripted
-from tests.test_config import file_of, read, told
 
 ROOT = Path(__file__).parents[1]
 PRESETS = load()
