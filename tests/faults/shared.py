@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults import (
-    a_framing,
-    b_entry,
-    c_connect,
-    d_heads,
-    e_streams,
-    f_departures,
-    g_retries,
-    h_lifecycle,
-    i_secrets,
-    j_exhaustion,
+    connecting,
+    departures,
+    entry,
+    exhaustion,
+    framing,
+    heads,
+    lifecycle,
+    retries,
+    secrecy,
     sends,
+    streams,
 )
 from tests.faults.case import CASES
 from tests.faults.house import House, house_of
@@ -25,7 +25,7 @@ from tests.faults.places import Spot
 from tests.faults.tls import AUTHORITY
 
 SECTIONS = (
-    a_framing, b_entry, c_connect, d_heads, e_streams, f_departures, g_retries, h_lifecycle, i_secrets, j_exhaustion,
+    framing, entry, connecting, heads, streams, departures, retries, lifecycle, secrecy, exhaustion,
 )  # fmt: skip
 """Each puts its cases into `CASES` when it is imported."""
 
