@@ -4,10 +4,11 @@ here it is settled, once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from sys import getsizeof
 
+from proxy import ambiguity, browsers
 from proxy.admission import Gate
 from proxy.answers import respond
 from proxy.cache import Cache
@@ -20,16 +21,14 @@ from proxy.errors import (
     INTERNAL,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
-    ORIGIN_NOT_ALLOWED,
     SHUTDOWN,
     UPGRADE_REQUIRED,
     ProxyError,
     render,
 )
 from proxy.exchange import Entered, Exchange, Ids
-from proxy.headers import Headers, Pair
 from proxy.sinks import Log, RecordSink
-from proxy.surfaces import Located, Surface, hop_address, host_name, is_unsafe
+from proxy.surfaces import Located, Surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +47,15 @@ class Endpoint:
     plain: bool = True
 
 
-Place = tuple[Endpoint, Located | None]
+Found = tuple[Endpoint, Located | None]
 """What answers, and where the path stands."""
 
-PLACES_BYTES = 256 * 1024
-"""So much of paths is known by heart: they are looked up before a key is asked for."""
-PLACE_CHARS = 512
-"""How long a path may be to be kept."""
+PATHS_BYTES = 256 * 1024
+"""Bounds what is known by heart of paths, which are looked up before a key is asked for."""
+PATH_CHARS = 512
+"""Bounds the path that is kept."""
 
-Find = Callable[[str, str], Place | None]
+Find = Callable[[str, str], Found | None]
 """Returns what answers a method at a raw path, and where that path stands, or None."""
 
 
@@ -66,32 +65,6 @@ async def _answer_preflight(exchange: Exchange, request: Request) -> bool:
 
 PREFLIGHT = Endpoint(("OPTIONS",), _answer_preflight, always_open=True)
 """Answers a browser that asks whether a page may call (WHATWG Fetch section 4.8)."""
-
-
-EXPOSED = (
-    b"*, x-trunkline-id, x-request-id, request-id, retry-after, retry-after-ms, x-should-retry"
-)
-"""What a page may read of an answer: all of it. A page's SDK that cannot see `x-should-retry` asks again
-for what may have been billed. Who does not know the `*` (WHATWG Fetch section 4.9) takes the names.
-"""
-
-
-def _cors(origin: bytes, headers: Headers) -> tuple[Pair, ...]:
-    """Return the headers that let a page of *origin* call us, and read the answer."""
-    wanted = headers.first.get(b"access-control-request-headers")
-    added: list[Pair] = [
-        (b"Access-Control-Allow-Origin", origin),
-        (b"Vary", b"Origin"),
-        (b"Access-Control-Expose-Headers", EXPOSED),
-    ]
-    if b"access-control-request-method" in headers.first:
-        added += [
-            (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE"),
-            (b"Access-Control-Max-Age", b"600"),
-        ]
-    if wanted is not None:
-        added.append((b"Access-Control-Allow-Headers", wanted))
-    return tuple(added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +102,7 @@ class Frame:
         self._clock = clock
         self._keyless = surface.auth != "keys"
         self._whereabouts = _whereabouts(surface)
-        self._places: Cache[tuple[str, str], Place] = Cache(PLACES_BYTES)  # what was found before
+        self._paths: Cache[tuple[str, str], Found] = Cache(PATHS_BYTES)  # what was found before
 
     async def handle(self, request: Request) -> bool:
         """Answer one request, whatever it is, and leave one record of it; return whether the client's
@@ -178,29 +151,11 @@ class Frame:
             query=head.query,
             headers=head.headers,
             http10=head.http10,
-            client_ip=self._client_ip(request.peername, head.headers),
+            client_ip=self.surface.client_ip(request.peername, head.headers),
             received=self._clock(),
             cors=bool(self.surface.cors),
             learnt=head.learnt,
         )
-
-    def _client_ip(self, peer: object, headers: Iterable[Pair]) -> str | None:
-        """Return the client's address: the last one in X-Forwarded-For that is not a proxy of ours,
-        if the one who connects is.
-        """
-        address = peer[0] if isinstance(peer, tuple) else None
-        surface = self.surface
-        if not surface.trusted or (address is not None and not surface.trusts(address)):
-            return address
-        told = b",".join([value for name, value in headers if name.lower() == b"x-forwarded-for"])
-        for hop in reversed(told.decode("latin-1").split(",")):
-            before = hop_address(hop.strip())
-            if before is None:
-                break
-            address = before
-            if not surface.trusts(before):
-                break
-        return address
 
     def _endpoint(self, exchange: Exchange, request: Request) -> Endpoint:
         """Find what answers, by the head alone. Raises `ProxyError` for what nobody may ask."""
@@ -216,77 +171,46 @@ class Frame:
 
     def _check(self, exchange: Exchange, request: Request) -> Endpoint:
         """Do what `_endpoint` does with a head that was not seen before."""
-        self._check_form(exchange, request)
+        ambiguity.check(exchange, request.head, self._paths)
         expect = None if exchange.http10 else exchange.headers.first.get(b"expect")
         if expect is not None:
             request.expect_continue()
         origin = exchange.headers.first.get(b"origin")
         if origin is not None and origin.decode("latin-1") in self.surface.cors:
-            exchange.added = _cors(origin, exchange.headers)
+            exchange.added = browsers.allowing(origin, exchange.headers)
             if exchange.method == "OPTIONS":
                 return PREFLIGHT
+        endpoint, located = self._found(exchange, request)
+        _enter(exchange, endpoint, located)
+        if self.surface.auth == "none" and not endpoint.always_open:
+            browsers.check_origin(exchange, self.surface, request.sockname)
+        _check_taken(endpoint, exchange.method, websocket=request.head.websocket)
+        if expect is not None and expect.lower() != b"100-continue":
+            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
+        as_written = exchange.path is request.head.path  # and not taken out of an absolute form
+        if expect is None and origin is None and as_written and len(exchange.path) <= PATH_CHARS:
+            exchange.learnt.entered = _Entered(self, request.sockname, endpoint, located)
+        return endpoint
+
+    def _found(self, exchange: Exchange, request: Request) -> Found:
+        """Return what is at the path of *exchange*. Raises `ProxyError` where that is nothing."""
         found = self._look_up(exchange.method, exchange.path)
         if request.head.websocket:
             self._check_websocket(exchange, request, found)
         if found is None:
-            told = foreign(exchange.path) or f"There is nothing at this path. {self._whereabouts}"
-            raise ProxyError(NOT_FOUND, told)
-        endpoint, located = found
-        _enter(exchange, endpoint, located)
-        if self.surface.auth == "none" and not endpoint.always_open:
-            self._check_origin(exchange, request)
-        if exchange.method not in endpoint.methods:
-            allowed = ", ".join(endpoint.methods)
-            message = f"This path takes {allowed}."
-            raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
-        if not endpoint.plain and not request.head.websocket:
-            wanted = (("Upgrade", "websocket"),)
-            raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
-        if expect is not None and expect.lower() != b"100-continue":
-            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
-        as_written = exchange.path is request.head.path  # and not taken out of an absolute form
-        if expect is None and origin is None and as_written and len(exchange.path) <= PLACE_CHARS:
-            exchange.learnt.entered = _Entered(self, request.sockname, endpoint, located)
-        return endpoint
-
-    def _look_up(self, method: str, path: str) -> Place | None:
-        found = self._places.get((method, path))
-        if found is None:
-            found = self._find(method, path)
-            if found is not None and len(path) <= PLACE_CHARS:
-                self._places.keep((method, path), found, 2 * getsizeof(path))
+            nothing = f"There is nothing at this path. {self._whereabouts}"
+            raise ProxyError(NOT_FOUND, foreign(exchange.path) or nothing)
         return found
 
-    def _check_form(self, exchange: Exchange, request: Request) -> None:
-        """Refuse what the parser lets through and two readers could take for two things."""
-        head = request.head
-        host = exchange.headers.first.get(b"host")
-        name = None if host is None else host_name(host.decode("latin-1"))
-        if name is None and not (host is None and exchange.http10):
-            raise ProxyError(BAD_REQUEST, "The Host header is not valid.")
-        if head.message.version not in ((1, 1), (1, 0)):
-            raise ProxyError(BAD_REQUEST, "The request is not HTTP/1.1.")
-        if head.method == "CONNECT":
-            raise ProxyError(BAD_REQUEST, "CONNECT is not supported.")
-        if exchange.http10 and head.chunked:
-            raise ProxyError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
-        coding = exchange.headers.first.get(b"transfer-encoding")
-        if coding is not None and coding.lower() != b"chunked":
-            raise ProxyError(BAD_REQUEST, "The only transfer coding is chunked.")
-        if not exchange.path.startswith("/"):
-            scheme, slashes, rest = exchange.path.partition("://")
-            authority, slash, path = rest.partition("/")
-            authority = authority.lower()
-            ours = host is not None and authority == host.decode("latin-1").lower()
-            exchange.path = ""  # it may hold a password, and goes into the log
-            if scheme.lower() not in ("http", "https") or not slashes or not ours:
-                raise ProxyError(BAD_REQUEST, "The request's target is not valid here.")
-            exchange.path = slash + path
-        known = (exchange.method, exchange.path) in self._places
-        if (not known and is_unsafe(exchange.path)) or "#" in head.message.path:
-            raise ProxyError(BAD_REQUEST, "The request's path is not valid.")
+    def _look_up(self, method: str, path: str) -> Found | None:
+        found = self._paths.get((method, path))
+        if found is None:
+            found = self._find(method, path)
+            if found is not None and len(path) <= PATH_CHARS:
+                self._paths.keep((method, path), found, 2 * getsizeof(path))
+        return found
 
-    def _check_websocket(self, exchange: Exchange, request: Request, found: Place | None) -> None:
+    def _check_websocket(self, exchange: Exchange, request: Request, found: Found | None) -> None:
         """Refuse a WebSocket where there is none, and what two readers could take for one and for none
         (RFC 6455 section 4.2.1). Any other Upgrade is nobody's business (RFC 9110 section 7.8).
         """
@@ -305,36 +229,21 @@ class Frame:
         if [one.lower() for one in exchange.headers.every(b"upgrade")] != [b"websocket"]:
             raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, and nothing else.")
 
-    def _check_origin(self, exchange: Exchange, request: Request) -> None:
-        """Refuse what a web page could make a browser send to a surface that asks for no key."""
-        local = request.sockname
-        address = local[0] if isinstance(local, tuple) else ""
-        host = exchange.headers.first.get(b"host", b"").decode("latin-1")
-        origin = exchange.headers.first.get(b"origin")
-        hosts = [host] if host else []
-        if origin is not None and origin.decode("latin-1") not in self.surface.cors:
-            hosts.append(origin.decode("latin-1").partition("://")[2])
-        for name in hosts:
-            if not self.surface.admits_host(name, address):
-                message = "This proxy asks for no key, and answers only to its own names."
-                raise ProxyError(ORIGIN_NOT_ALLOWED, message)
-
     def _refuse(self, exchange: Exchange, request: Request, error: ProxyError) -> bool:
         """Tell the caller about *error*; return whether the connection may be used again."""
         exchange.error = error.kind.code
         exchange.outcome = error.kind.outcome
-        transport = request.transport
         if exchange.relayed is not None:
             return False  # a head is out: all that can be said is that it stays unfinished
         exchange.status = error.kind.status
         error.close = error.close or not request.keep_alive or request.waiting
-        if transport is not None:
+        if request.transport is not None:
             shape = exchange.dialect.shape if exchange.dialect else shape_of(exchange.path)
             body = exchange.method != "HEAD"
             name = self.surface.errors.get(error.kind.status)
-            told = render(error, shape, exchange.id, body=body, name=name, added=exchange.added)
-            exchange.bytes_out = len(told) - told.index(b"\r\n\r\n") - 4
-            transport.write(told)
+            answer = render(error, shape, exchange.id, body=body, name=name, added=exchange.added)
+            exchange.bytes_out = len(answer) - answer.index(b"\r\n\r\n") - 4
+            request.transport.write(answer)
         return not error.close
 
     def _cancelled(self, exchange: Exchange, request: Request) -> None:
@@ -344,9 +253,8 @@ class Frame:
             sent = attempt is not None and attempt.phase != "unsent"
             if attempt is not None and attempt.error is None:
                 attempt.error = SHUTDOWN.code
-            error = ProxyError(
-                SHUTDOWN, "The proxy is shutting down.", retry=False if sent else None
-            )
+            retry = False if sent else None
+            error = ProxyError(SHUTDOWN, "The proxy is shutting down.", retry=retry)
             self._refuse(exchange, request, error)
         elif exchange.error is None and not exchange.finished:
             if attempt is not None and attempt.error is None:
@@ -370,6 +278,19 @@ def _whereabouts(surface: Surface) -> str:
     if not bases:
         return "The endpoints stand at the root, as in /chat/completions."
     return f"The base {'path is' if len(bases) == 1 else 'paths are'} {' and '.join(bases)}."
+
+
+def _check_taken(endpoint: Endpoint, method: str, *, websocket: bool) -> None:
+    """Refuse a *method* that *endpoint* does not take, and what is no *websocket* where it takes nothing else.
+    Raises `ProxyError`.
+    """
+    if method not in endpoint.methods:
+        allowed = ", ".join(endpoint.methods)
+        message = f"This path takes {allowed}."
+        raise ProxyError(METHOD_NOT_ALLOWED, message, headers=(("Allow", allowed),))
+    if not endpoint.plain and not websocket:
+        wanted = (("Upgrade", "websocket"),)
+        raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
 
 
 def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> None:

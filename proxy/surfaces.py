@@ -5,14 +5,14 @@ surface without keys and every web page its operator opens.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
 from proxy import dialects
 from proxy.dialects import GEMINI, Azure, Dialect
-from proxy.headers import NO_NAMES, Names
+from proxy.headers import NO_NAMES, Names, Pair
 from proxy.patterns import Pattern
 
 ACCEPT = (b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key")
@@ -161,6 +161,23 @@ class Surface:
         parsed = _parsed(address)
         return parsed is not None and any(parsed in network for network in self.trusted)
 
+    def client_ip(self, peer: object, headers: Iterable[Pair]) -> str | None:
+        """Return the address of the client of a connection from *peer*, None over a unix socket: the last one
+        in X-Forwarded-For that is not a proxy in front of us, if *peer* is one.
+        """
+        address = peer[0] if isinstance(peer, tuple) else None
+        if not self.trusted or (address is not None and not self.trusts(address)):
+            return address
+        hops = b",".join([value for name, value in headers if name.lower() == b"x-forwarded-for"])
+        for hop in reversed(hops.decode("latin-1").split(",")):
+            before = _hop_address(hop.strip())
+            if before is None:
+                break
+            address = before
+            if not self.trusts(before):
+                break
+        return address
+
     def admits_host(self, host: str, local: str) -> bool:
         """Return whether a request for *host* that arrived at the address *local* is meant for us.
 
@@ -190,7 +207,7 @@ def host_name(host: str) -> str | None:
     return (match[1] or match[2]).lower()
 
 
-def hop_address(hop: str) -> str | None:
+def _hop_address(hop: str) -> str | None:
     """Return the address in *hop*, a piece of `X-Forwarded-For`, perhaps in brackets, perhaps with a
     port; None where it holds none (`unknown`, a name that hides it).
     """

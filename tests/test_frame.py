@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.frame import PLACE_CHARS, PLACES_BYTES
+from proxy.frame import PATH_CHARS, PATHS_BYTES
 from proxy.matching import Matcher
 from tests.harness.client import Client, call, chat, request
 from tests.harness.proxy import Proxy, serving
@@ -51,14 +51,14 @@ async def test_paths_of_strangers() -> None:
     async with serving(toml) as proxy, await Client.connect(proxy.port) as client:
         assert proxy.running is not None
         ((_, face),) = proxy.running._listeners.values()
-        places = face.frame._places
-        longest = f"/v1/files/{'y' * (PLACE_CHARS - len('/v1/files/'))}"
+        known = face.frame._paths
+        longest = f"/v1/files/{'y' * (PATH_CHARS - len('/v1/files/'))}"
         paths = [f"/v1/files/{number:04}{'x' * 400}" for number in range(600)]
         for path in [*paths, longest + "y", longest, "/v1/chat/completions"]:
             await client.send(request(chat(), path=path))
             assert (await client.answer()).status == 401
-            assert places.held <= PLACES_BYTES
-        kept = [path for _, path in places]
+            assert known.held <= PATHS_BYTES
+        kept = [path for _, path in known]
         assert len(kept) > 100
         assert paths[0] not in kept
         assert longest + "y" not in kept
