@@ -7,9 +7,9 @@ where it goes; it may let wait for either, and hears at the end what came of it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol, Self
 
 from proxy.errors import DRAINING, OVERLOADED, ProxyError
 from proxy.exchange import Exchange
@@ -75,49 +75,40 @@ class Gate:
             raise ProxyError(OVERLOADED, message, headers=_RETRY, close=True)
 
 
-class _Nothing:
-    """To wait for it is to go on: it costs no coroutine."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return _EMPTY  # type: ignore[return-value] # an iterator of nothing is all that is wanted
-
-
-_EMPTY = iter(())
-_NOTHING = _Nothing()
-
-
 class Admitted:
     """One *exchange* that is let in, as long as it stands in `async with`, and what it holds of us."""
 
-    __slots__ = ("_entered", "_gate", "_held", "_limits", "exchange")
+    __slots__ = ("_entered", "_gate", "_held", "_inside", "_limits", "exchange")
 
     def __init__(self, gate: Gate, limits: Sequence[Limit], exchange: Exchange) -> None:
         self._gate = gate
         self._limits = limits
         self._entered = 0  # so many of the limits have let it in
         self._held = 0
+        self._inside = False
         self.exchange = exchange
 
-    def __aenter__(self) -> Awaitable[None]:
+    async def __aenter__(self) -> Self:
         if self._limits:
-            return self._enter()
-        self._gate.enter()
-        return _NOTHING
+            await self._enter()
+        else:
+            self._gate.enter()
+        self._inside = True
+        return self
 
-    def __aexit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Awaitable[None]:
-        self._gate.leave()
+    ) -> None:
+        # Nothing here waits, so no cancellation can come between.
+        if self._inside:
+            self._gate.leave()
         if self._held:
             self.drop()
         if self._entered:
             self._settle()
-        return _NOTHING
 
     def hold(self, count: int) -> None:
         """Make room for *count* more bytes of a body. Raises `ProxyError` where there is none."""
@@ -134,9 +125,19 @@ class Admitted:
         self._gate.held -= self._held
         self._held = 0
 
-    def reserve(self) -> Awaitable[None]:
-        """Go on, now that it is known where to, as soon as all limits allow. Raises `ProxyError`."""
-        return self._reserve() if self._limits else _NOTHING
+    async def reserve(self) -> None:
+        """Go on, now that it is known where to, as soon as all limits allow. Raises `ProxyError`.
+
+        Who waits is not in flight, and comes back in by the gate; the bytes of a body are held meanwhile.
+        """
+        for limit in self._limits:
+            waits = limit.reserve(self.exchange)
+            if waits is not None:
+                self._gate.leave()
+                self._inside = False
+                await waits
+                self._gate.enter()
+                self._inside = True
 
     async def _enter(self) -> None:
         try:
@@ -149,12 +150,6 @@ class Admitted:
         except BaseException:
             self._settle()
             raise
-
-    async def _reserve(self) -> None:
-        for limit in self._limits:
-            waits = limit.reserve(self.exchange)
-            if waits is not None:
-                await waits
 
     def _settle(self) -> None:
         for limit in self._limits[: self._entered]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from proxy.admission import Admission
+from proxy.admission import Admission, Admitted
 from proxy.asked import Asked
 from proxy.body import Body, find_model
 from proxy.coding import unpacker_of
@@ -28,41 +28,45 @@ class Asking:
         self._admission = admission
         self._clock = clock
 
-    async def read(self, exchange: Exchange, inbound: Inbound) -> Body:
-        """Return the whole body of *exchange*, which is small, and for us. Raises `ProxyError`."""
+    def admit(self, exchange: Exchange) -> Admitted:
+        """Return what *exchange* stands in, with `async with`, while it is read and asked for."""
+        return self._admission.admit(exchange)
+
+    async def read(self, admitted: Admitted, inbound: Inbound) -> Body:
+        """Return the whole body of what is *admitted*, which is small, and for us. Raises `ProxyError`."""
+        exchange = admitted.exchange
         unpacker = unpacker_of(exchange.headers)
-        admitted = self._admission.admit(exchange)
-        async with admitted:
-            return await inbound.read(exchange, MESSAGE_BYTES, admitted, unpacker)
+        body = await inbound.read(exchange, MESSAGE_BYTES, admitted, unpacker)
+        admitted.drop()
+        return body
 
     async def ask(
-        self, exchange: Exchange, route: Route, name: str, body: bytes
+        self, admitted: Admitted, route: Route, name: str, body: bytes
     ) -> AsyncGenerator[bytes, None]:
         """Yield the answer of *route*, asked for as *name*, to the chat *body*, which is ours. Raises
         `ProxyError`.
         """
+        exchange = admitted.exchange
         exchange.route = route
         exchange.model = name
         targets = [target for group in route.groups for target in group.targets]
         check_able(targets, exchange.dialect, name, passthrough=False)
-        admitted = self._admission.admit(exchange)
-        async with admitted:
-            exchange.read = self._clock()
-            await admitted.reserve()
-            asked = Asked(exchange, route.groups, False, route, name, find_model(body), body)
-            opened = await self._opener.open(asked)
-            try:
-                async with aclosing(self._pieces(exchange, opened)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            except ProxyError as error:
-                opened.attempt.error = exchange.error = error.kind.code
-                exchange.outcome = error.kind.outcome
-                opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
-                raise
-            finally:
-                opened.attempt.ended = self._clock()
-                self._opener.done(opened, exchange.outcome, exchange.error)
+        exchange.read = self._clock()
+        await admitted.reserve()
+        asked = Asked(exchange, route.groups, False, route, name, find_model(body), body)
+        opened = await self._opener.open(asked)
+        try:
+            async with aclosing(self._pieces(exchange, opened)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ProxyError as error:
+            opened.attempt.error = exchange.error = error.kind.code
+            exchange.outcome = error.kind.outcome
+            opened.attempt.broken = error.kind in (STREAM_DISCONNECTED, STREAM_IDLE)
+            raise
+        finally:
+            opened.attempt.ended = self._clock()
+            self._opener.done(opened, exchange.outcome, exchange.error)
 
     async def _pieces(self, exchange: Exchange, opened: Opened) -> AsyncGenerator[bytes, None]:
         if opened.connection.status != 200:

@@ -65,8 +65,7 @@ class Forward:
             unpacker = unpacker_of(exchange.headers)
         if unpacker is not None:
             exchange.headers = exchange.headers.without(b"content-encoding")
-        admitted = self._admission.admit(exchange)
-        async with admitted:
+        async with self._admission.admit(exchange) as admitted:
             opened = await self._ask(exchange, surface, inbound, unpacker, admitted)
             return await self._relay(exchange, opened, inbound)
 
@@ -125,8 +124,7 @@ class Forward:
             framing = length(size)  # else a GET says nothing of a body that it does not have
         if size != 0:
             upload = Upload(lambda: inbound.receive(exchange), chunked=size is None)
-        admitted = self._admission.admit(exchange)
-        async with admitted:
+        async with self._admission.admit(exchange) as admitted:
             exchange.read = self._clock()
             await admitted.reserve()
             asked = Asked(
@@ -145,8 +143,7 @@ class Forward:
             exchange.query = by_model(exchange.query)
         exchange.dialect = exchange.dialect or family(exchange.suffix)
         exchange.key = self.identify(exchange, surface)
-        admitted = self._admission.admit(exchange)
-        async with admitted:
+        async with self._admission.admit(exchange) as admitted:
             asked = self._meant(exchange, surface, upstream, names_model=names_model)
             await admitted.reserve()
             opened = await self._opener.open(asked)

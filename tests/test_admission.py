@@ -29,8 +29,10 @@ RETRY = {b"Retry-After": b"1"}
 
 
 @asynccontextmanager
-async def limited(upstream: Upstream, server: str) -> AsyncIterator[tuple[Proxy, Gate]]:
-    """Serve with the limits that *server* sets; at the end, everything must have been let out."""
+async def limited(
+    upstream: Upstream, server: str, more: str = ""
+) -> AsyncIterator[tuple[Proxy, Gate]]:
+    """Serve with the limits that *server* sets, and *more*; at the end, everything must have been let out."""
     toml = f"""
         [server]
         {server}
@@ -39,6 +41,7 @@ async def limited(upstream: Upstream, server: str) -> AsyncIterator[tuple[Proxy,
         timeout = {{ first_byte = "200ms", idle = "200ms" }}
         [routes."patient/*"]
         base_url = "{upstream.url}"
+        {more}
         """
     async with serving(toml) as proxy:
         assert proxy.running is not None
@@ -125,7 +128,7 @@ class Noting:
 
     def reserve(self, exchange: Exchange) -> Awaitable[None] | None:
         """Note that *exchange* would go on, and where."""
-        assert exchange.upstream is not None
+        assert exchange.route is not None
         return self._step("reserve")
 
     def settle(self, exchange: Exchange) -> None:
@@ -198,6 +201,79 @@ async def test_who_leaves_while_waiting(upstream: Upstream) -> None:
         assert notes[:2] == ["a enter", "b enter"]
         assert [note for note in notes if "settle" in note] == ["a settle None"]
         assert not upstream.requests
+
+
+class Queue:
+    """A limit that lets *places* in at a time where they go on, and the others wait in turn."""
+
+    def __init__(self, places: int) -> None:
+        self.free = asyncio.Semaphore(places)
+        self.waiting = 0
+        self.inside: set[Exchange] = set()
+
+    def enter(self, exchange: Exchange) -> None:
+        """Let *exchange* in: that it is read costs nothing here."""
+
+    def reserve(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Let *exchange* wait for its turn, where it has none yet."""
+        return self._wait(exchange)
+
+    def settle(self, exchange: Exchange) -> None:
+        """Take back the place of *exchange*, if it had one."""
+        if exchange in self.inside:
+            self.inside.remove(exchange)
+            self.free.release()
+
+    async def _wait(self, exchange: Exchange) -> None:
+        self.waiting += 1
+        try:
+            await self.free.acquire()
+        finally:
+            self.waiting -= 1
+        self.inside.add(exchange)
+
+
+async def test_who_waits_to_go_on(upstream: Upstream) -> None:
+    """Who waits where it is known where to is not in flight, but its bytes are held; who leaves meanwhile
+    takes neither, and who stays goes on in turn.
+    """
+    body = chat("patient/m")
+    async with limited(upstream, "max_inflight = 2") as (proxy, gate):
+        assert proxy.running is not None
+        queue = Queue(1)
+        proxy.running._admission.limits = [queue]
+        upstream.will(hang())
+        first = await Client.connect(proxy.port)
+        await first.send(request(body))
+        await received(upstream, 1)
+        leaves = await Client.connect(proxy.port)
+        await leaves.send(request(body))
+        await until(lambda: queue.waiting == 1)
+        assert (gate.inflight, gate.held) == (1, 2 * len(body))
+        leaves.close()
+        await until(lambda: queue.waiting == 0)
+        assert (gate.inflight, gate.held) == (1, len(body))
+        async with await Client.connect(proxy.port) as stays:
+            await stays.send(request(body))
+            await until(lambda: queue.waiting == 1)
+            upstream.will(answer())
+            first.close()
+            assert (await stays.answer()).status == 200
+        await until(lambda: (gate.inflight, gate.held, len(queue.inside)) == (0, 0, 0))
+
+
+async def test_a_hook_is_let_in_once(upstream: Upstream) -> None:
+    """A hook's message, and what is asked for it, are one exchange, which each limit lets in once."""
+    notes: list[str] = []
+    upstream.will(answer(body=b'{"choices":[{"message":{"content":"yes"}}]}'))
+    hook = '[hooks.ask]\nroute = "patient/m"'
+    async with limited(upstream, "max_inflight = 1", hook) as (proxy, gate):
+        assert proxy.running is not None
+        proxy.running._admission.limits = [Noting(notes, "a")]
+        got = await call(proxy.port, b'{"text":"?"}', "/hooks/ask")
+        assert (got.status, got.json()["text"]) == (200, "yes")
+        assert notes == ["a enter", "a reserve", "a settle ok"]
+        assert (gate.inflight, gate.held) == (0, 0)
 
 
 # Too many exchanges

@@ -1,6 +1,6 @@
 """`POST /hooks/NAME`: a small JSON message in, the answer of a model out. No memory between two."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -16,10 +16,11 @@ from proxy.errors import HOOK_FAILED, NOT_FOUND, STREAM_ERROR, STREAM_INCOMPLETE
 from proxy.exchange import Exchange
 from proxy.frame import Endpoint
 from proxy.headers import Headers
-from proxy.hooks import Hook, Message
+from proxy.hooks import Hook
 from proxy.sse import Tap, data_of
 from proxy.surfaces import Surface
 
+JSON = (b"Content-Type", b"application/json")
 ANSWER_BYTES = 4 * 1024 * 1024
 
 
@@ -46,23 +47,17 @@ def endpoint(asking: Asking, surface: Surface, snapshot: Snapshot) -> Endpoint:
     async def handle(exchange: Exchange, request: Request) -> bool:
         hook = _find(snapshot.hooks, exchange.path.removeprefix("/hooks/"))
         hook.admit(exchange.headers.first.get(b"authorization"))
-        body = await asking.read(exchange, request)
-        message = hooks.read(body)
-        exchange.headers = Headers(
-            [(b"Content-Type", b"application/json")]
-        )  # nothing of theirs goes on
-        exchange.dialect, exchange.suffix, exchange.query = CHAT, "chat/completions", ""
-        exchange.stream = message.stream
-        if message.stream:
-            return await _stream(exchange, request, hook, message)
-        answer = bytearray()
-        pieces_of = asking.ask(exchange, hook.route, hook.model, hook.chat(message))
-        async with aclosing(pieces_of) as pieces:
-            async for piece in pieces:
-                answer += piece
-                _check_length(len(answer))
-        told = {"text": _text(bytes(answer)), "hook": hook.name, "id": exchange.id}
-        return respond(exchange, request, orjson.dumps(told))
+        async with asking.admit(exchange) as admitted:
+            message = hooks.read(await asking.read(admitted, request))
+            exchange.headers = Headers([JSON])  # nothing of theirs goes on
+            exchange.dialect, exchange.suffix, exchange.query = CHAT, "chat/completions", ""
+            exchange.stream = message.stream
+            pieces = asking.ask(admitted, hook.route, hook.model, hook.chat(message))
+            async with aclosing(pieces):
+                if message.stream:
+                    return await _stream(exchange, request, hook, pieces)
+                told = {"text": await _whole(pieces), "hook": hook.name, "id": exchange.id}
+            return respond(exchange, request, orjson.dumps(told))
 
     def _find(known: Mapping[str, Hook], name: str) -> Hook:
         hook = known.get(name)
@@ -70,20 +65,30 @@ def endpoint(asking: Asking, surface: Surface, snapshot: Snapshot) -> Endpoint:
             raise ProxyError(NOT_FOUND, "There is no such hook.")
         return hook
 
-    async def _stream(exchange: Exchange, request: Request, hook: Hook, message: Message) -> bool:
-        patience = hook.route.first.timeouts.write
-        pieces_of = asking.ask(exchange, hook.route, hook.model, hook.chat(message))
-        async with aclosing(pieces_of) as pieces:
-            first = await anext(pieces, b"")  # what fails before it is told with a status
-            async with author(exchange, request, patience) as events:
-                try:
-                    await _tell(events, first, pieces)
-                    await events.send(orjson.dumps({"id": exchange.id}).decode(), event="done")
-                except ProxyError as error:
-                    await events.fail(error)
-        return False
-
     return Endpoint(("POST",), handle)
+
+
+async def _stream(
+    exchange: Exchange, request: Request, hook: Hook, pieces: AsyncGenerator[bytes, None]
+) -> bool:
+    """Answer with events of ours, from the *pieces* of a model's stream. Raises `ProxyError` before the first."""
+    first = await anext(pieces, b"")  # what fails before it is told with a status
+    async with author(exchange, request, hook.route.first.timeouts.write) as events:
+        try:
+            await _tell(events, first, pieces)
+            await events.send(orjson.dumps({"id": exchange.id}).decode(), event="done")
+        except ProxyError as error:
+            await events.fail(error)
+    return False
+
+
+async def _whole(pieces: AsyncGenerator[bytes, None]) -> str:
+    """Return what the model says in the *pieces* of a plain answer. Raises `ProxyError`."""
+    answer = bytearray()
+    async for piece in pieces:
+        answer += piece
+        _check_length(len(answer))
+    return _text(bytes(answer))
 
 
 async def _tell(events: Events, first: bytes, pieces: AsyncIterator[bytes]) -> None:
