@@ -118,8 +118,8 @@ def _draw(uniform: float) -> float:
 
 
 def _hash(value: bytes, target: Target) -> float:
-    place = f"{target.upstream.name}/{target.model}".encode("utf-8", "surrogateescape")
-    digest = blake2b(value + b"\0" + place, digest_size=6).digest()
+    name = f"{target.upstream.name}/{target.model}".encode("utf-8", "surrogateescape")
+    digest = blake2b(value + b"\0" + name, digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 

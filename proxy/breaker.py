@@ -10,21 +10,25 @@ from dataclasses import dataclass, field
 from proxy.errors import CLIENT_STALLED, Outcome
 
 FAULTS = 5
-"""So many failures of ours in a row (connect, TLS, first byte late, protocol, cut) open a breaker."""
+"""Open a breaker after this many failures of ours in a row: connect, TLS, first byte late, protocol, cut."""
 ANSWERS = 20
-"""So many answers in the window, half of them 5xx, do the same."""
+"""Open it, too, where half of at least this many answers in the window are 5xx."""
 WINDOW_SECONDS = 10
+"""Forget answers that are older than this."""
 OPEN_SECONDS = 30.0
+"""Keep a breaker open this long the first time, and twice as long each time that a probe fails."""
 LONGEST_OPEN_SECONDS = 300.0
+"""Keep none open for longer than this."""
 SUCCESSES = 2
-"""So many in a row close a breaker that had been open."""
+"""Close a breaker that had been open after this many good answers to probes in a row."""
 REST_SECONDS = 60.0
-"""No rest is longer, whatever the upstream asks for."""
+"""Let a credential rest no longer than this, however long the upstream asks for."""
 REFUSED_SECONDS = 1.0
-"""How long after a refused connection the only upstream of a route is not asked again."""
+"""Ask the only upstream of a route not again for this long after it refused a connection."""
 LATENCY_WEIGHT = 0.2
+"""Let each answer move the latency this part of the way to its own."""
 FAILURE_SECONDS = 60
-"""How long a failure is counted for whoever looks."""
+"""Count a failure for this long, for whoever looks."""
 FAILURES: frozenset[Outcome] = frozenset({"upstream_error", "upstream_cut", "timeout"})
 """Outcomes that are an upstream's failure, as the log says them."""
 
@@ -54,26 +58,24 @@ class Failures:
     def count(self, now: float, outcome: Outcome, code: str) -> None:
         """Take note of one failure."""
         self.code, self.at = code, now
-        place = int(now), outcome
-        self._counts[place] = self._counts.get(place, 0) + 1
+        slot = int(now), outcome
+        self._counts[slot] = self._counts.get(slot, 0) + 1
         if len(self._counts) > 2 * FAILURE_SECONDS * len(FAILURES):
             self._counts = {
-                place: number
-                for place, number in self._counts.items()
-                if self._counts_at(place, now)
+                slot: number for slot, number in self._counts.items() if self._counts_at(slot, now)
             }
 
     def lately(self, now: float) -> dict[Outcome, int]:
         """Return how many failures there were in the minute that ends *now*."""
         found: dict[Outcome, int] = {}
-        for place, number in self._counts.items():
-            if self._counts_at(place, now):
-                found[place[1]] = found.get(place[1], 0) + number
+        for slot, number in self._counts.items():
+            if self._counts_at(slot, now):
+                found[slot[1]] = found.get(slot[1], 0) + number
         return found
 
     @staticmethod
-    def _counts_at(place: tuple[int, Outcome], now: float) -> bool:
-        return place[0] > now - FAILURE_SECONDS
+    def _counts_at(slot: tuple[int, Outcome], now: float) -> bool:
+        return slot[0] > now - FAILURE_SECONDS
 
 
 @dataclass(slots=True, eq=False)

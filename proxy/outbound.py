@@ -138,7 +138,7 @@ def sign(
         defaults=tuple(defaults),
         passthrough=passthrough,
         tokens=not passthrough,
-        keep=frozenset([folded(name) for name in upstream.forward]),
+        keep=frozenset(map(folded, upstream.forward)),
     )
 
 
@@ -184,16 +184,18 @@ def _readable(pairs: list[Pair]) -> list[Pair]:
     understood. Where none other is accepted, none is asked for.
     """
     offered = [value for name, value in pairs if name.lower() == _ACCEPT_ENCODING]
-    if not any(_coding(one) in _UNREADABLE for value in offered for one in value.split(b",")):
+    if _UNREADABLE.isdisjoint(map(_coding, b",".join(offered).split(b","))):
         return pairs
-    kept: list[Pair] = []
-    for name, value in pairs:
-        if name.lower() == _ACCEPT_ENCODING:
-            rest = [one for one in value.split(b",") if _coding(one) not in _UNREADABLE]
-            value = b",".join(rest).strip()
-        if value or name.lower() != _ACCEPT_ENCODING:
-            kept.append((name, value))
+    less = [
+        (name, _less(value) if name.lower() == _ACCEPT_ENCODING else value) for name, value in pairs
+    ]
+    kept = [pair for pair in less if pair[1] or pair[0].lower() != _ACCEPT_ENCODING]
     return kept if find(kept, _ACCEPT_ENCODING) is not None else [*kept, _IDENTITY]
+
+
+def _less(offered: bytes) -> bytes:
+    readable = [one for one in offered.split(b",") if _coding(one) not in _UNREADABLE]
+    return b",".join(readable).strip()
 
 
 def _coding(offered: bytes) -> bytes:

@@ -86,11 +86,14 @@ class Places:
         self._tried.append(self._place_of(failed.choice))
         if not rule.same and not rule.sibling:
             self._spent.append(here.upstream if isinstance(failed.reason, Fault) else here)
-        better = (target for target in self._fitting() if self._is_better(target, failed))
-        for choice in (choice for target in better for choice in self.choices(target)):
-            if self._is_left(choice) and choice.health.ready(now):
-                return choice
-        return None
+        left = [
+            choice
+            for target in self._fitting()
+            if self._is_better(target, failed)
+            for choice in self.choices(target)
+            if self._is_left(choice)
+        ]
+        return next((choice for choice in left if choice.health.ready(now)), None)
 
     def has_other(self, choice: Choice) -> bool:
         """Return whether there is anywhere to go while *choice* rests."""

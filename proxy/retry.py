@@ -134,8 +134,8 @@ class Trip:
 
     `attempts` of the *policy* bounds the tries at one place, and all those together that may have been
     billed; to go on to another place, where nothing can be billed twice, only the *deadline* over all
-    attempts and waits does, in loop time. A *resent* request is one that its SDK sends again already: status answers
-    are then not asked for again at the same upstream.
+    attempts and waits does, in loop time. A *resent* request is one that its SDK sends again already:
+    status answers are then not asked for again at the same upstream.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Trip:
         return go
 
     def close(self) -> None:
-        """Give back the place in the retry budget that is taken, if one is."""
+        """Give back what is taken of an upstream's budget of retries, if anything is."""
         if self._reserved is not None:
             self._reserved.retrying -= 1
             self._reserved = None

@@ -395,6 +395,8 @@ LEFT: dict[str, tuple[Step, bytes]] = {
     "a client that leaves": (_half, GOOD),
     "an answer that is asked for again": (answer(500), GOOD),
     "an upstream that hangs up": (raw(b""), GOOD),
+    "a credential that is refused": (answer(401), GOOD),
+    "a redirect": (answer(302), GOOD),
     "an answer that is not HTTP": (raw(b"nonsense\r\n\r\n"), GOOD),
     "a refusal": (answer(), request(b"{")),
     "what is not there": (answer(), request(path="/nowhere", method="GET")),
