@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import itertools
 import os
@@ -10,6 +11,7 @@ import re
 import socket
 import ssl
 import time
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,7 +32,12 @@ import orjson
 import pytest
 import trustme
 
-from proxy import breaker, connection
+from proxy import breaker, connection, dialects
+from proxy.asked import Asked
+from proxy.body import find_model
+from proxy.errors import ProxyError
+from proxy.exchange import Exchange
+from proxy.headers import Headers
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -2674,6 +2681,30 @@ async def test_nothing_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         "client_error",
     }
     assert len({record["request_id"] for record in records}) == 300
+
+
+async def test_an_error_does_not_lead_to_itself() -> None:
+    """Who takes an error and lets it go has let go of all that hangs on it: a body, say."""
+    body = chat("m")
+    known: list[weakref.ref[ProxyError]] = []
+    async with serving(table("a", NOBODY) + '[routes]\nm = "a/x"\n') as proxy:
+        calm(proxy)
+        assert proxy.running is not None
+        route = proxy.running.snapshot.routes.match("m")
+        assert route is not None
+        now = time.monotonic()
+        exchange = Exchange("x", "default", "POST", "/", "", Headers(), False, None, now)
+        exchange.dialect, exchange.suffix = dialects.CHAT, "chat/completions"
+        asked = Asked(exchange, route.groups, False, route, "m", find_model(body), body)
+        gc.disable()
+        try:
+            await proxy.running._opener.open(asked)
+        except ProxyError as error:
+            known.append(weakref.ref(error))
+        finally:
+            gc.enable()
+        assert [one() for one in known] == [None]
+    assert [attempt.error for attempt in exchange.attempts] == ["upstream_connect"] * 3
 
 
 async def test_haste_on_a_kept_connection(proxy: Proxy, upstream: Upstream) -> None:

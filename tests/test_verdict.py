@@ -10,7 +10,7 @@ import pytest
 
 from proxy import dialects
 from proxy.asked import Asked
-from proxy.connection import Connection
+from proxy.connection import Connection, Upload
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import Headers
 from proxy.outbox import Outbox
@@ -123,6 +123,18 @@ async def test_what_a_vendor_calls_it() -> None:
 async def test_hearsay(body: bytes, request_body: bytes, expected: Verdict) -> None:
     """What the caller may have put into a message is hearsay; a vendor's code is not."""
     assert (await judged(asked(request_body), 400, body, JSON))[0] == expected
+
+
+async def test_an_upload_was_not_seen() -> None:
+    """Of what went up unseen the caller may have put any words into a message."""
+
+    async def read() -> bytes:
+        return b""
+
+    what = asked(routed=False)
+    what.upload = Upload(read, chunked=False)
+    assert (await judged(what, 400, WORDS, JSON))[0] == Verdict(401, hearsay=True)
+    assert (await judged(what, 400, REFUSED, JSON))[0] == Verdict(401)
 
 
 @pytest.mark.parametrize(
