@@ -15,18 +15,18 @@ class Cache(dict[K, V]):
     It is asked as any dictionary is, at no further cost, and filled by `keep` alone.
     """
 
-    __slots__ = ("_held", "_limit", "_sizes")
+    __slots__ = ("_limit", "_sizes", "_total")
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit = limit
-        self._held = 0
+        self._total = 0
         self._sizes: dict[K, int] = {}
 
     @property
-    def held(self) -> int:
-        """Return how many bytes are held."""
-        return self._held
+    def total(self) -> int:
+        """Return how many bytes are kept."""
+        return self._total
 
     def keep(self, key: K, value: V, size: int) -> None:
         """Keep *value*, of *size* bytes together with its *key*; not where that alone is too much."""
@@ -34,18 +34,18 @@ class Cache(dict[K, V]):
         size += ENTRY_BYTES
         if size > self._limit:
             return
-        while self._held + size > self._limit:
+        while self._total + size > self._limit:
             self.drop(next(iter(self)))
         self[key] = value
         self._sizes[key] = size
-        self._held += size
+        self._total += size
 
     def drop(self, key: K) -> None:
         """Keep what is known as *key* no longer."""
         if self.pop(key, None) is not None:
-            self._held -= self._sizes.pop(key)
+            self._total -= self._sizes.pop(key)
 
     def clear(self) -> None:
         super().clear()
         self._sizes.clear()
-        self._held = 0
+        self._total = 0

@@ -59,7 +59,7 @@ class Forward:
         Returns whether the client's connection may be used again. Raises `ProxyError` for all that
         goes wrong before the first byte of an answer.
         """
-        exchange.key = self.identify(exchange, surface)
+        exchange.key = identify(exchange, surface, self._snapshot.keys)
         unpacker = None
         if b"content-encoding" in exchange.headers.first:
             unpacker = unpacker_of(exchange.headers)
@@ -112,7 +112,7 @@ class Forward:
         comes, whatever its size and form. Returns and raises what `handle` does.
         """
         exchange.dialect = family(exchange.suffix)
-        exchange.key = self.identify(exchange, surface)
+        exchange.key = identify(exchange, surface, self._snapshot.keys)
         groups = self._matcher.unrouted(exchange, surface, upstream)
         exchange.stream = "stream=true" in exchange.query.split("&")
         passthrough = surface.auth == "passthrough"
@@ -142,7 +142,7 @@ class Forward:
         if exchange.azure is not None:
             exchange.query = by_model(exchange.query)
         exchange.dialect = exchange.dialect or family(exchange.suffix)
-        exchange.key = self.identify(exchange, surface)
+        exchange.key = identify(exchange, surface, self._snapshot.keys)
         async with self._admission.admit(exchange) as admitted:
             asked = self._meant(exchange, surface, upstream, names_model=names_model)
             await admitted.reserve()

@@ -16,11 +16,11 @@ from proxy.exchange import LEARNT_BYTES, Learnt
 from proxy.headers import Headers
 
 HEADS_BYTES = 6 * 2**20
-"""So much is held of those with a body at one address, and of those without."""
+"""Bounds what is known of heads with a body at one address, and as much again of those without."""
 KNOWN_BYTES = 4 * 1024
-"""How long a head may be to be kept."""
+"""Bounds the head that is kept."""
 COPIES, FIELD_BYTES = 3, 500
-"""So often is a head held by whoever reads it, and so much does each of its headers take besides."""
+"""A head that is kept takes as often its length, and for each of its headers so much besides."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNORECASE)
 
@@ -117,6 +117,8 @@ class Heads:
         return head, end
 
     def forget(self) -> None:
-        """Know none of them any more, nor what was found out about them."""
+        """Know none of them any more: what was learnt of them is not taken for true after a reload, but would
+        keep an old snapshot, with its secrets, in memory.
+        """
         self._known.clear()
         self._bare.clear()

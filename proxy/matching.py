@@ -63,8 +63,8 @@ class Matcher:
         """
         dialect, key = exchange.dialect, exchange.key
         assert dialect is not None
-        place = asked, surface.name, dialect.name
-        known = self._known.get(place)
+        question = asked, surface.name, dialect.name
+        known = self._known.get(question)
         if known is not None and (key is None or key.models is None):
             exchange.model, exchange.model_sent = known.model, known.sent
             exchange.upstream, exchange.route = known.upstream, known.route
@@ -72,7 +72,7 @@ class Matcher:
         found = self._find(exchange, surface, asked)
         if found.route.switch is None and (asked is None or len(asked) <= MATCHED_CHARS):
             size = getsizeof(asked) + getsizeof(found.model) + getsizeof(found.sent)
-            self._known.keep(place, found, size)
+            self._known.keep(question, found, size)
         return found
 
     def unrouted(

@@ -23,7 +23,7 @@ def test_too_large() -> None:
     cache.keep("b", 2, 1000)
     assert dict(cache) == {"a": 1}
     cache.keep("a", 3, 1000)  # nor does its former value stay
-    assert (dict(cache), cache.held) == ({}, 0)
+    assert (dict(cache), cache.total) == ({}, 0)
 
 
 def test_again() -> None:
@@ -33,7 +33,7 @@ def test_again() -> None:
         cache.keep(name, number, 10)
     assert dict(cache) == {"a": 3, "c": 4}
     cache.clear()
-    assert (dict(cache), cache.held) == ({}, 0)
+    assert (dict(cache), cache.total) == ({}, 0)
 
 
 @given(
@@ -45,6 +45,6 @@ def test_never_more(kept: list[tuple[int, int]], limit: int) -> None:
     cache: Cache[int, int] = Cache(limit)
     for key, size in kept:
         cache.keep(key, size, size)
-        assert cache.held <= limit
-        assert cache.held == sum(size + ENTRY_BYTES for size in cache.values())
+        assert cache.total <= limit
+        assert cache.total == sum(size + ENTRY_BYTES for size in cache.values())
         assert (key in cache) == (size + ENTRY_BYTES <= limit)

@@ -205,7 +205,7 @@ def test_bound(headers: list[Pair]) -> None:
                 written = Written("", "", NO_NAMES, TO, bytes(1500))
                 head.learnt.written.keep(replace(SIGNED, version=what), written, 1500)
             assert heads.find(data) is not None
-            assert head.learnt.written.held <= WRITTEN_BYTES
+            assert head.learnt.written.total <= WRITTEN_BYTES
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -362,8 +362,13 @@ async def test_other_keys(upstream: Upstream) -> None:
         assert [line["key"] for line in proxy.records()] == ["team", "other", None] * 3
 
 
-async def test_reload(upstream: Upstream) -> None:
-    """What a known head leads to is found out anew after a reload: its key, its route, its upstream."""
+@pytest.mark.parametrize("forgotten", [True, False])
+async def test_reload(upstream: Upstream, forgotten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a known head leads to is found out anew after a reload: its key, its route, its upstream; also
+    where the head itself is not forgotten, since each thing learnt of it says what makes it true.
+    """
+    if not forgotten:
+        monkeypatch.setattr(Heads, "forget", lambda heads: None)
     upstream.will(mirror)
     async with serving(keyed(upstream)) as proxy, await Client.connect(proxy.port) as client:
 

@@ -36,6 +36,6 @@ async def test_many_names(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None
         if isinstance(one, Matcher) and any(name and "ж" in name for name, *_ in one._known)
     ]
     names = [name for name, *_ in known]
-    assert known.held <= 20_000
+    assert known.total <= 20_000
     assert 5 < len(names) < 50
     assert (names[-1] or "").startswith("099")
