@@ -56,6 +56,8 @@ class Asker(Sink, Protocol):
 class _Nobody:
     """Asks no more, and takes nothing."""
 
+    size = 0
+
     def head(self, status: int, reason: bytes, headers: Headers) -> None:
         pass
 
@@ -132,8 +134,8 @@ class Parser:
 class Arrival:
     """One answer to *asker*, fed through *parser*; with *upgrade* it may be a 101 of a WebSocket.
 
-    *sink* takes the body; *size* counts all that has come, in bytes as they came; *reusable*: the answer is
-    whole, and another one may follow it.
+    *sink* takes the body; *head_size* counts the bytes of what has come until the head was there; *reusable*:
+    the answer is whole, and another one may follow it.
     """
 
     __slots__ = (
@@ -144,9 +146,9 @@ class Arrival:
         "_pieces",
         "_upgrade",
         "error",
+        "head_size",
         "reusable",
         "sink",
-        "size",
         "state",
     )
 
@@ -159,7 +161,7 @@ class Arrival:
         self._closed = False  # it ends when its connection does
         self.sink: Sink = asker
         self.state = HEAD
-        self.size = 0
+        self.head_size = 0
         self.reusable = False
         self.error: ProxyError | None = None
         parser.arrival = self
@@ -169,8 +171,11 @@ class Arrival:
         return f"<Arrival: {self}>"
 
     def __str__(self) -> str:
-        size = f"{self.size} B" if self.size < 1000 else f"{self.size / 1000:.0f} kB"
-        return f"{self.state.value}, {size}"
+        if self.over:
+            return self.state.value
+        size = self.head_size if self.state is HEAD else self.sink.size
+        said = f"{size} B" if size < 1000 else f"{size / 1000:.0f} kB"
+        return f"{self.state.value}, {said}"
 
     @property
     def over(self) -> bool:
@@ -179,30 +184,25 @@ class Arrival:
 
     def feed(self, data: bytes) -> bool:
         """Take the next *data*; return whether it may have been of this answer, which was not over then."""
-        before = self.state
-        if before is not BODY:
-            if before is TUNNEL:
-                self.size += len(data)
-                self.sink.data(data)
-                return True
-            if before is not HEAD:
-                return False
-        self.size += len(data)
-        try:
-            self._http.feed_data(data)
-        except httptools.HttpParserUpgrade as switched:
-            if rest := data[switched.args[0] :]:
-                self._pieces.append(rest)
-        except httptools.HttpParserError:
-            self._break("sent an answer that is not HTTP", before)
-        if before is HEAD and not self._announce():
+        state = self.state
+        if state is BODY:  # an event, as nearly all are
+            try:
+                self._http.feed_data(data)
+            except httptools.HttpParserError:
+                self._break("sent an answer that is not HTTP", BODY)
+        elif state is TUNNEL:
+            self.sink.data(data)
             return True
-        if pieces := self._pieces:
-            if len(pieces) == 1:
-                body = pieces.pop()
-            else:
-                body = b"".join(pieces)
-                pieces.clear()
+        elif state is not HEAD:
+            return False
+        elif not self._feed_head(data):
+            return True
+        pieces = self._pieces
+        if len(pieces) == 1:
+            self.sink.data(pieces.pop())
+        elif pieces:
+            body = b"".join(pieces)
+            pieces.clear()
             self.sink.data(body)
         if self.state is not BODY:
             self.tell()
@@ -276,16 +276,26 @@ class Arrival:
 
     # Inside
 
-    def _announce(self) -> bool:
-        """Tell who asked of the head; return whether it is there, and can be believed."""
-        if self.state is HEAD and self.size > HEAD_BYTES:
-            self._break("sent too long a head", HEAD)
+    def _feed_head(self, data: bytes) -> bool:
+        """Take *data*, in which the head may end, and tell who asked of it; return whether it is there, and can be
+        believed.
+        """
+        self.head_size += len(data)
+        parser = self._parser
+        try:
+            parser.http.feed_data(data)
+        except httptools.HttpParserUpgrade as switched:
+            if rest := data[switched.args[0] :]:
+                self._pieces.append(rest)
+        except httptools.HttpParserError:
+            self._break("sent an answer that is not HTTP", HEAD)
         if self.state is HEAD:
-            return False
+            if self.head_size <= HEAD_BYTES:
+                return False
+            self._break("sent too long a head", HEAD)
         if self.state is BROKEN:
             self.tell()
             return False
-        parser = self._parser
         self._asker.head(parser.status, parser.reason, parser.headers)
         return True
 

@@ -401,6 +401,11 @@ class Connection(asyncio.Protocol):
 
     # Asker: until somebody takes the answer
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes of the body are held."""
+        return self._untaken
+
     def head(self, status: int, reason: bytes, headers: Headers) -> None:
         """Take the head, and go on where it is waited for."""
         self.status, self.reason, self.headers = status, reason, headers
@@ -456,7 +461,7 @@ class Connection(asyncio.Protocol):
         if self.used == 1 and (said := refusal(exc)):
             return not_let_in(said)  # TLS 1.3 lets us ask before it tells
         fault = Fault.AMBIGUOUS
-        if self._answer.size == 0:
+        if self._answer.head_size == 0:
             raced = self.used > 1 and self._clock() - self._sent_at <= STALE_SECONDS
             fault = Fault.DEAD if self._unsent else Fault.STALE if raced else fault
         return UpstreamFailure(UPSTREAM_DISCONNECTED, _UNANSWERED, fault)

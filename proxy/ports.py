@@ -28,6 +28,10 @@ class Flow(Protocol):
 class Sink(Protocol):
     """Where the body of an answer goes, as calls and not as objects: an event costs one."""
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes have been taken, for who counts them anyway."""
+
     def data(self, data: bytes) -> None:
         """Take the next piece, which is never empty."""
 

@@ -73,6 +73,11 @@ class Reader:
 
     # Sink: what the upstream's connection calls
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes wait here."""
+        return self._size
+
     def data(self, data: bytes) -> None:
         """Take the next piece."""
         self._pieces.append(data)

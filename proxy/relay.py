@@ -47,7 +47,7 @@ _COMMENT_ALONE = b": keepalive\n\n"
 
 class Relay:
     """One answer on its way: from *upstream* to *client*, for *exchange*; *taps* read along, behind the one
-    that knows a stream's end.
+    that knows a stream's end, which is asked after each piece.
     """
 
     __slots__ = (
@@ -74,7 +74,6 @@ class Relay:
         "_shape",
         "_spoke",
         "_stall",
-        "_taps",
         "_timeouts",
         "_total",
         "_unsure",
@@ -109,7 +108,6 @@ class Relay:
         self._timeouts = timeouts
         self._shape: Shape = exchange.dialect.shape if exchange.dialect else "openai"
         self._marker: sse.Tap | None = None  # which knows an end of a stream: the first of all
-        self._taps = taps
         self._feed = together(taps) if taps else None
         self._unsure: bytes | None = None  # what has come of a stream that may be none
         self._wanted = exchange.stream
@@ -170,6 +168,11 @@ class Relay:
 
     # Sink: what the upstream's connection calls
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes of the body have gone out."""
+        return self._exchange.bytes_out
+
     def data(self, data: bytes) -> None:
         """Pass *data* on."""
         if self._out.is_closing():
@@ -186,15 +189,16 @@ class Relay:
         else:  # an event, as nearly all are
             self._exchange.bytes_out += len(data)
             self._out.pass_on(b"%x\r\n%b\r\n" % (len(data), data))
-        if self._feed is not None:
-            self._feed(data)
         marker = self._marker
         if marker is not None:
+            marker.feed(data)
             self._exchange.finished = marker.finished
             if marker.failed and self._exchange.error is None:
                 self._note_failure(marker)
             if marker.over and self._grace is None:
                 self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
+        if self._feed is not None:
+            self._feed(data)
 
     def end(self) -> None:
         """The upstream's answer is complete."""
@@ -255,7 +259,6 @@ class Relay:
             self._unsure = b""
             plain = is_good(status) and is_plain(headers)
             self._marker = sse.Tap(self._ending() if plain else Ending.NONE)
-            self._feed = together([self._marker, *self._taps])
             if not plain:
                 self._keepalive = None
             if self._marker.checked or self._keepalive is not None:
@@ -321,7 +324,6 @@ class Relay:
         self._unsure = None
         if not known:
             self._marker = None
-            self._feed = together(self._taps) if self._taps else None
             self._exchange.stream = self._wanted
             if self._asked is not None and self._echo is not None:
                 self._write_rest()

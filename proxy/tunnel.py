@@ -89,6 +89,11 @@ class Tunnel:
 
     # Sink: what the upstream says
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes the upstream has said."""
+        return self._exchange.bytes_out
+
     def data(self, data: bytes) -> None:
         """Pass on what the upstream says."""
         self._last = self._clock()

@@ -69,6 +69,10 @@ class Taken:
     def body(self) -> bytes:
         return b"".join(self.pieces)
 
+    @property
+    def size(self) -> int:
+        return len(self.body)
+
     def data(self, data: bytes) -> None:
         self.pieces.append(data)
 
@@ -269,7 +273,7 @@ async def test_in_words() -> None:
             async with asyncio.timeout(2):
                 while not sink.ended:
                     await asyncio.sleep(0)
-            assert repr(connection) == f"<Connection to openai: {words} answer, whole, 20 kB>"
+            assert repr(connection) == f"<Connection to openai: {words} answer, whole>"
             connection.rest(loop.time())
             plural = "s" if count > 1 else ""
             assert repr(connection) == f"<Connection to openai: idle, {count} answer{plural}>"

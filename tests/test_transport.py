@@ -1560,6 +1560,10 @@ class Taken:
         self.ended = False
         self.error: ProxyError | None = None
 
+    @property
+    def size(self) -> int:
+        return len(self.body)
+
     def data(self, data: bytes) -> None:
         self.body += data
 
