@@ -1,17 +1,16 @@
 """What would happen to a request, said before it is sent: from the same tables the hot path uses."""
 
 from dataclasses import dataclass
-from math import inf
 from urllib.parse import unquote
 
 from proxy import dialects
 from proxy.body import BodyError
+from proxy.clocks import bounds
 from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
 from proxy.dialects import GEMINI, MODELS, REALTIME, Azure, Dialect
 from proxy.errors import ProxyError
 from proxy.headers import Pair
-from proxy.hints import patience
 from proxy.outbound import address, from_azure
 from proxy.routes import Base, Route, Target, Upstream
 from proxy.surfaces import Located, Surface, is_unsafe
@@ -255,7 +254,7 @@ def _bounds(target: Target, headers: tuple[Pair, ...]) -> Lines:
     """Say what may follow when *target* fails, and what ends it, of all that bounds the wait for its answer:
     what the SDK says among it, if *headers* have it.
     """
-    retry, times = target.retry, target.timeouts
+    retry = target.retry
     tries = "1 try" if retry.attempts == 1 else f"{retry.attempts} tries"
     said = f"{tries} at a place, and no more in all that may be billed"
     if not retry.next:
@@ -265,21 +264,11 @@ def _bounds(target: Target, headers: tuple[Pair, ...]) -> Lines:
     if retry.also and retry.next:
         said += f"; {', '.join(map(str, retry.also))} lead on too"
     told = {name.lower(): value for name, value in headers}
-    bounds = [
-        ("first_byte", times.first_byte, "after it was sent"),
-        ("total", times.total, "after its head came in"),
-        *(
-            (name, patience(told.get(name.encode())), f"after its {part} came in")
-            for name, part in (
-                ("x-stainless-read-timeout", "body"),
-                ("x-stainless-timeout", "head"),
-            )
-        ),
-    ]
-    first = min((one for one in bounds if one[1]), key=lambda one: one[1] or inf, default=None)
+    first = min(bounds(target.timeouts, told), key=lambda bound: bound.seconds, default=None)
     wait = "nothing: the answer is waited for without end"
     if first is not None:
-        wait = f"{first[0]}: the answer must have begun {first[1]:g} s {first[2]}"
+        since = "it was sent" if first.since == "sent" else f"its {first.since} came in"
+        wait = f"{first.name}: the answer must have begun {first.seconds:g} s after {since}"
     return [("retry", said), ("cuts first", wait)]
 
 
