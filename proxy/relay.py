@@ -64,6 +64,7 @@ class Relay:
         "_exchange",
         "_feed",
         "_grace",
+        "_grace_left",
         "_idle",
         "_keepalive",
         "_last",
@@ -126,6 +127,7 @@ class Relay:
         self._idle: asyncio.TimerHandle | None = None
         self._stall: Stall | None = None
         self._grace: asyncio.TimerHandle | None = None
+        self._grace_left: float | None = None  # so long, of the time in which it is heard
         self._total: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -195,8 +197,10 @@ class Relay:
             self._exchange.finished = marker.finished
             if marker.failed and self._exchange.error is None:
                 self._note_failure(marker)
-            if marker.over and self._grace is None:
-                self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
+            if marker.over and self._grace_left is None:
+                self._grace_left = GRACE_SECONDS
+                if not self._paused:
+                    self._grace = self._loop.call_later(GRACE_SECONDS, self._finish)
         if self._feed is not None:
             self._feed(data)
 
@@ -229,6 +233,10 @@ class Relay:
         self._paused = True
         if not self._ended:
             self._upstream.pause()
+        if self._grace is not None:  # nobody hears it end meanwhile
+            self._grace_left = max(0.0, self._grace.when() - self._loop.time())
+            self._grace.cancel()
+            self._grace = None
         if self._timeouts.write is not None:
             self._stall = Stall(self._loop, self._out, self._timeouts.write, self._not_taken)
 
@@ -241,6 +249,8 @@ class Relay:
             self._stall = None
         if not self._ended:
             self._upstream.resume()
+            if self._grace_left is not None:
+                self._grace = self._loop.call_later(self._grace_left, self._finish)
         elif self._done is not None and not self._done.done():
             self._done.set_result(None)
 

@@ -924,6 +924,29 @@ async def test_grace_is_not_renewed(
     await left(upstream)
 
 
+async def test_no_grace_while_the_client_pauses(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind the marker reaches a client that has paused for longer than the grace: its upstream
+    was not heard meanwhile.
+    """
+    monkeypatch.setattr(relay, "GRACE_SECONDS", 0.3)
+    rest = b": " + BIG[: 12 * 2**20] + b"\n\n"
+    upstream.will(stream(DONE, rest))
+    sock = await _stalled(proxy.port)
+    loop = asyncio.get_running_loop()
+    got = bytearray()
+    with sock:
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(30):
+            while not got.endswith(b"\r\n0\r\n\r\n"):
+                data = await loop.sock_recv(sock, 2**20)
+                assert data
+                got += data
+    assert len(got) > len(rest)
+    assert (await proxy.record(seconds=10))["outcome"] == "ok"
+
+
 async def test_an_end_and_the_grace_at_one_time(
     proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
