@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from proxy import sse
-from proxy.arrival import BODILESS
 from proxy.connection import Connection
 from proxy.dialects import Ending, shape_of
 from proxy.echo import Echo
@@ -29,16 +28,16 @@ from proxy.errors import (
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import Headers, has_model, inbound, is_plain, is_stream, lines
+from proxy.headers import has_model, is_plain, is_stream
 from proxy.peers import Stall
 from proxy.ports import Downstream, Tap, together
+from proxy.relayed import head
 from proxy.routes import Timeouts
 
 GRACE_SECONDS = 2.0
 """How long an upstream may leave a finished stream open before we end it for the client."""
 
 _LENGTH = b"content-length"
-_CORS = b"access-control-"
 _COMMENT = b": keepalive\n"
 """With one line end: where an empty line follows, some decoders take the two for an event without data."""
 _COMMENT_ALONE = b": keepalive\n\n"
@@ -257,13 +256,13 @@ class Relay:
     # Inside
 
     def _head(self) -> bytes:
-        """Write the head of the answer: the response half of the published edit list."""
+        """Decide what the answer is, by its head, and return that as the client gets it."""
         exchange, upstream = self._exchange, self._upstream
         status = upstream.status
         exchange.status = status
         exchange.outcome = outcome_of(status)
         headers = upstream.headers
-        drop: frozenset[bytes] = frozenset()
+        reframe = False  # something of ours may have to be put in
         if is_stream(headers):
             exchange.stream = True
             self._unsure = b""
@@ -271,8 +270,7 @@ class Relay:
             self._marker = sse.Tap(self._ending() if plain else Ending.NONE)
             if not plain:
                 self._keepalive = None
-            if self._marker.checked or self._keepalive is not None:
-                drop = frozenset({_LENGTH})  # something of ours may have to be put in
+            reframe = self._marker.checked or self._keepalive is not None
         else:
             self._keepalive = None
         if (
@@ -282,34 +280,17 @@ class Relay:
             and has_model(headers)
         ):
             self._echo = Echo(self._asked, stream=self._marker is not None)
-            drop = frozenset({_LENGTH})
-        pairs = inbound(headers, drop=drop)
-        # Of those looked at below only a Connection header can have named one away, but for the length.
-        there = headers if b"connection" not in headers.first else Headers(pairs)
-        identity = exchange.id.encode("ascii")
-        theirs = there.first.get(b"x-request-id") or there.first.get(b"request-id")
-        exchange.upstream_request_id = theirs.decode("latin-1") if theirs else None
-        pairs.append((b"x-trunkline-id", identity))
-        if b"x-request-id" not in there.first:
-            pairs.append((b"x-request-id", identity))
-        if self._marker is not None:
-            if b"x-accel-buffering" not in there.first:
-                pairs.append((b"X-Accel-Buffering", b"no"))
-            if b"cache-control" not in there.first:
-                pairs.append((b"Cache-Control", b"no-cache"))
-        if (_LENGTH not in there.first or drop) and status not in BODILESS:
-            if exchange.http10:
-                self.keep_alive = False
-            else:
-                self._chunked = True
-                pairs.append((b"Transfer-Encoding", b"chunked"))
-        if exchange.cors:  # who may read it is this surface's to say, and not the vendor's
-            pairs = [pair for pair in pairs if not pair[0].lower().startswith(_CORS)]
-        pairs += exchange.added
-        if not self.keep_alive:
-            pairs.append((b"Connection", b"close"))
-        reason = b" " + upstream.reason
-        return b"HTTP/1.1 %d%b\r\n%b\r\n" % (status, reason, lines(pairs))
+            reframe = True
+        begun, self._chunked, self.keep_alive = head(
+            exchange,
+            status,
+            upstream.reason,
+            headers,
+            stream=self._marker is not None,
+            reframe=reframe,
+            keep_alive=self.keep_alive,
+        )
+        return begun
 
     def _ending(self) -> Ending:
         """Return what must be seen before an end of this stream counts as finished."""
