@@ -235,10 +235,16 @@ class Subject:
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:
-    """Return *record* less ids and times."""
+    """Return *record* less ids and times, and less what depends on them."""
     changing = {"ts", "request_id", "first_byte_ms", "total_ms", "overhead_us", "attempts"}
     rest = {name: value for name, value in record.items() if name not in changing}
     rest["attempts"] = [{**one, "ms": 0} for one in record["attempts"]]
+    if (
+        record["outcome"] == "client_gone"
+        and rest["attempts"]
+        and rest["attempts"][-1]["phase"] == "unsent"
+    ):
+        rest["bytes_in"] = None  # what was read of an upload by then is a race with the connecting
     return rest
 
 

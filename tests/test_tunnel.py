@@ -1127,15 +1127,15 @@ async def test_not_idle(upstream: Upstream, who: str) -> None:
 
     async def talk(conn: Conn) -> None:
         if who == "upstream":
-            for _ in range(10):
+            for _ in range(16):
                 await conn.send(frame(b"tick", mask=False))
                 await asyncio.sleep(0.08)
         await heard(conn)
 
     upstream.will(session(talk))
-    async with serving(to(upstream.url, up='timeout = { idle = "400ms" }')) as proxy:
+    async with serving(to(upstream.url, up='timeout = { idle = "800ms" }')) as proxy:
         async with opened(proxy) as client:
-            for _ in range(10):
+            for _ in range(16):
                 if who == "client":
                     await client.send(frame(b"tick"))
                 await asyncio.sleep(0.08)
