@@ -16,7 +16,7 @@ from proxy.exchange import Exchange
 from proxy.headers import lines
 
 PATIENCE_SECONDS = 60.0
-"""How long a client may take nothing of a stream of ours."""
+"""Let a client go that takes nothing of a stream of ours for this long."""
 
 
 def respond(

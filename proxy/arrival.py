@@ -24,8 +24,9 @@ from proxy.headers import Headers, Pair
 from proxy.ports import Sink
 
 HEAD_BYTES = 256 * 1024
+"""Refuse an answer whose head is longer than this."""
 BODILESS = frozenset({204, 304})
-"""Answers that end with their head (RFC 9110 sections 15.3.5 and 15.4.5)."""
+"""End an answer of these statuses with its head (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 

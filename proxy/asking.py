@@ -16,6 +16,7 @@ from proxy.reader import Reader
 from proxy.routes import Route, check_able
 
 MESSAGE_BYTES = 1024 * 1024
+"""Refuse a hook's message that is longer than this."""
 
 
 class Asking:

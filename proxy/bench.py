@@ -18,7 +18,7 @@ import orjson
 SECONDS = 120.0
 _SAID = "Count from one to twenty, in words."
 _ENOUGH = 100
-"""From so many values on there is a 99th percentile."""
+"""Say a 99th percentile from this many values on."""
 
 
 class CannotMeasure(Exception):

@@ -24,7 +24,7 @@ Body = bytes | bytearray
 """A request body: the latter where it came in pieces."""
 Piece = bytes | bytearray | memoryview
 COPIED_BYTES = 16 * 1024
-"""Shorter bodies are copied sooner than looked at through a view."""
+"""Copy a body that is shorter than this, which costs less than a view of it."""
 
 
 class BodyError(ValueError):
@@ -130,7 +130,7 @@ _LETTER = re.compile(rb"\\u00[4-7]")
 _CANDIDATES = 4
 _WALK_BYTES = 4 * 1024 * 1024
 _TEXT_BYTES = 64 * 1024
-"""So much is decoded at a time: a whole body would be there twice."""
+"""Decode this much of a text at a time: a whole body would be there twice."""
 
 
 def find_model(body: Body) -> Found:

@@ -8,7 +8,7 @@ from proxy.surfaces import Surface
 EXPOSED = (
     b"*, x-trunkline-id, x-request-id, request-id, retry-after, retry-after-ms, x-should-retry"
 )
-"""What a page may read of an answer: all of it. A page's SDK that cannot see `x-should-retry` asks again
+"""Let a page read these of an answer: all of it. A page's SDK that cannot see `x-should-retry` asks again
 for what may have been billed. Who does not know the `*` (WHATWG Fetch section 4.9) takes the names.
 """
 

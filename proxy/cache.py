@@ -6,7 +6,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 ENTRY_BYTES = 256
-"""What an entry takes beside what is in it."""
+"""Count this for an entry beside what is in it."""
 
 
 class Cache(dict[K, V]):

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 LINE_BYTES = 2**28
-"""No line is longer: ten thousand sessions and more."""
+"""Close a channel over a line that is longer than this: ten thousand sessions and more."""
 
 Answer = Callable[[str, Any], Awaitable[Any]]
 """Answers a question, which has a name and a value. What it raises, the other side is told."""

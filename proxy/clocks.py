@@ -15,9 +15,9 @@ from proxy.hints import patience
 from proxy.routes import Target, Timeouts
 
 SENDING = b"x-stainless-timeout"
-"""In this header an SDK says for how many seconds it waits, from before it sends."""
+"""Says for how many seconds an SDK waits, from before it sends."""
 READING = b"x-stainless-read-timeout"
-"""In this one, for how many from when it has sent all."""
+"""Says for how many it waits from when it has sent all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from proxy.errors import BAD_REQUEST, REQUEST_TOO_LARGE, UNSUPPORTED_ENCODING, P
 from proxy.headers import Headers
 
 PIECE_BYTES = 64 * 1024
-"""So much is unpacked in one step."""
+"""Unpack this much of a body in one step."""
 FREE_BYTES = 1024 * 1024
-"""So much may be unpacked of however little."""
+"""Unpack this much even of very little."""
 RATIO = 100
-"""Beyond that, so many times the packed bytes may be unpacked: text is packed to a fifth, seldom to a twentieth."""
+"""Unpack beyond that this many times the packed bytes: text is packed to a fifth, seldom to a twentieth."""
 WINDOW_LOG = 23
-"""How far zstd may look back: 8 MiB, as RFC 9659 has it."""
+"""Let zstd look back this far, 8 MiB, as RFC 9659 has it."""
 
 _CODINGS = "gzip, deflate, zstd"
 _KNOWN = {b"gzip": "gzip", b"x-gzip": "gzip", b"deflate": "deflate", b"zstd": "zstd"}

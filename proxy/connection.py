@@ -33,9 +33,11 @@ from proxy.ports import Flow, Sink
 from proxy.routes import Timeouts
 
 STALE_SECONDS = 0.5
+"""Take a request as not read if its connection, a used one, is closed within this of sending it."""
 UNTAKEN_BYTES = 256 * 1024
-"""How much of a body may have arrived before somebody takes it."""
+"""Stop the upstream once this much of a body has come that nobody has taken."""
 JOINED_BYTES = 64 * 1024
+"""Copy the pieces of a request into one write up to this much."""
 
 _UNANSWERED = "The upstream closed the connection before it answered."
 _REFUSAL = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")

@@ -19,13 +19,13 @@ from typing import Any
 import orjson
 
 LINE_BYTES = 2**20
-"""No question is longer."""
+"""Close over a question that is longer than this."""
 SECONDS = 5.0
-"""How long who asks may take to say what."""
+"""Wait this long for who asks to say what."""
 GIVEN_WAY_SECONDS = 2.0
-"""How long another process may take to give way."""
+"""Wait this long for another process to give way."""
 AGAIN_SECONDS = 1.0
-"""How often a process that has not the address looks whether the other one still has it."""
+"""Look this often, without the address, whether the other process still has it."""
 
 Answer = Callable[[str, Any], Awaitable[Any]]
 """Answers a question, which has a name and a value. What it raises, who asks is told."""

@@ -13,17 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 
 RESERVE = 64
-"""So many are kept for what is not an exchange: files, commands, and whoever has to be sent away."""
+"""Keep this many free of exchanges: for files, commands, and whoever has to be sent away."""
 IDLE = 16 * 1024
-"""Room for so many connections on which nothing is asked."""
+"""Ask for room for this many connections on which nothing is asked."""
 FURTHER = 1024
 MOST = 2**20
 BATCH = 32
-"""So many idle connections give way at a time, and are closed a moment later."""
+"""Have this many idle connections give way at a time; they are closed a moment later."""
 MOMENT_SECONDS = 0.05
 HARDLY = 8
-"""Where no more than so many are free, what has just failed may have failed of that."""
+"""Blame a lack of descriptors for what failed while no more than this many are free."""
 EVERY_SECONDS = 1.0
+"""Tell the log of a lack no more often than this."""
 
 _LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 

@@ -10,11 +10,11 @@ from proxy.body import BodyError, find_in_answer, splice
 from proxy.sse import TAIL, ends
 
 PLAIN_BYTES = 4 * 1024 * 1024
-"""A plain answer up to this size is held until it is complete, but for blank lines before it; a longer one
+"""Hold a plain answer up to this size until it is complete, but for blank lines before it; a longer one
 passes as it is.
 """
 EVENT_BYTES = 1024 * 1024
-"""The same of an event."""
+"""Hold an event up to this size."""
 
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data:[ \t]*+(\{[^\r\n]*)")
 _USUAL = b"data: {"  # all that most events have before their only line goes on

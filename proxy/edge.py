@@ -43,20 +43,21 @@ HEAD_FIELDS = 128
 HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 30.0
 STRANGER_SECONDS = 75.0
-"""How long a connection may be idle whose client has not shown that it may ask, at most."""
+"""Close a connection that is idle for this long if its client has not shown that it may ask."""
 NEW_SECONDS = 2.0
-"""For so long, who has connected may take to begin asking before it gives way to others."""
+"""Let who has connected begin to ask for this long before it gives way to others."""
 SPARE_SECONDS = 1.0
-"""How long a client is waited for whom we can only send away."""
+"""Wait this long for the head of a client that we can only send away."""
 LINGER_SECONDS = 5.0
 GIVE_UP_SECONDS = 30.0
+"""Abort a closing connection whose client has not taken the rest after this long."""
 READ_BYTES = 64 * 1024
 PAUSED_SECONDS = 0.5
-"""How often a client that is held back is looked at, to see whether it has left."""
+"""Look this often whether a client that is held back has left."""
 GO_ON_SECONDS = 0.01
-"""How soon a connection that could not be handed on is tried again."""
+"""Try again this soon to hand on a connection."""
 PIPELINED_BYTES = 64 * 1024
-"""How much of what a client sends behind a running exchange is kept for later."""
+"""Keep this much of what a client sends behind a running exchange; drop all of a longer one."""
 
 
 class BrokenBody(Exception):

@@ -182,7 +182,7 @@ CLIENT_STALLED = Kind(499, "client_closed", "client_stalled", "timeout", "caller
 KINDS = tuple(kind for kind in tuple(globals().values()) if isinstance(kind, Kind))
 """The table's rows, in its order."""
 GRAVE = frozenset(kind.code for kind in KINDS if kind.status >= 500)
-"""The codes of what is not the caller's doing: an operator should hear of it."""
+"""Log an exchange with one of these codes as a warning: they are not the caller's doing."""
 
 
 class ProxyError(Exception):

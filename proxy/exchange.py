@@ -19,11 +19,11 @@ from proxy.outbound import Signature, Written
 from proxy.routes import Route, Upstream
 
 WRITTEN_BYTES = 15 * 1024
-"""Bounds what is kept of the heads that one head becomes, for one target after the other."""
+"""Keep this much of the heads that one head becomes, for one target after the other."""
 LEARNT_BYTES = WRITTEN_BYTES + 1024
-"""What is known of a head takes so much at most, beside itself."""
+"""Count this for what is known of a head, beside the head itself."""
 QUERY_CHARS = 256
-"""Bounds the query with which a key is remembered."""
+"""Remember a key with a query of up to this length."""
 
 Phase = Literal["unsent", "sent", "answered", "streaming"]
 """How far an attempt got: from `sent` on, it may have been executed, and billed."""

@@ -32,7 +32,7 @@ from proxy.tunnel import Tunnel
 from proxy.unnamed import Unnamed
 
 LARGE_BYTES = 256 * 1024
-"""Lets others go first where a body is longer: to find the model in it takes so long that they would notice."""
+"""Let others go first where a body is longer: to find the model in it takes so long that they would notice."""
 
 
 class Forward:

@@ -51,9 +51,9 @@ Found = tuple[Endpoint, Located | None]
 """What answers, and where the path stands."""
 
 PATHS_BYTES = 256 * 1024
-"""Bounds what is known by heart of paths, which are looked up before a key is asked for."""
+"""Keep this much of what is known of paths, which are looked up before a key is asked for."""
 PATH_CHARS = 512
-"""Bounds the path that is kept."""
+"""Keep a path of up to this length."""
 
 Find = Callable[[str, str], Found | None]
 """Returns what answers a method at a raw path, and where that path stands, or None."""

@@ -29,13 +29,13 @@ from proxy.listening import (
 from proxy.surfaces import Address, Tls
 
 HELD = 64
-"""So many connections may be on their way to one recipient."""
+"""Send a recipient no more while this many connections are on their way to it."""
 LATE_SECONDS = 0.1
-"""Who has not taken a connection by then gets no more, as long as there are others."""
+"""Prefer others to a recipient that has not taken a connection within this."""
 TOGETHER = 16
-"""So many connections are taken at once."""
+"""Take this many connections at once."""
 MOST_WAITING = 64
-"""While so many wait to be dealt out, none is taken back."""
+"""Take no connection back while this many wait to be dealt out."""
 ADDRESS_BYTES = 512
 KNOWN = b"\0"
 """Stands behind the address of a connection whose client has shown that it may ask."""

@@ -17,9 +17,9 @@ Pair = tuple[bytes, bytes]
 
 PROTOCOL = b"sec-websocket-protocol"
 PROTOCOL_TOKEN = b"openai-insecure-api-key."
-"""With this begins the key that a browser offers as a subprotocol of a WebSocket."""
+"""Begins the key that a browser offers as a subprotocol of a WebSocket."""
 MEDIA_TYPE_BYTES = 128
-"""How long a Content-Type may be to be kept: an upstream may say anything."""
+"""Keep a Content-Type of up to this length: an upstream may say anything."""
 
 
 def folded(name: bytes) -> bytes:
@@ -92,12 +92,12 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""RFC 9110 section 7.6.1, and the names that older software still sends."""
+"""Pass on no header of RFC 9110 section 7.6.1, nor those that older software still sends."""
 
 CLIENT_CREDENTIALS = frozenset(
     {b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key"}
 )
-"""Where clients put keys. On a passthrough surface these pass; everywhere else none of them does."""
+"""Take these off, in which clients put keys, everywhere but on a passthrough surface."""
 
 EDGE = Names.parse(
     [
@@ -116,8 +116,9 @@ EDGE = Names.parse(
         "X-Credential-Identifier", "X-Anonymous-Consumer", "Tailscale-*",
     ]
 )  # fmt: skip
-"""What those in front of us (edges, balancers, sidecars, whoever logs people in) say of their visitor. It
-is for us: a vendor behind an edge of its own may refuse it, and it says who our people are.
+"""Take these off, which those in front of us (edges, balancers, sidecars, whoever logs people in) say of
+their visitor. They are for us: a vendor behind an edge of its own may refuse them, and they say who our
+people are.
 """
 
 _REQUEST_DROPPED = HOP_BY_HOP | {

@@ -16,9 +16,9 @@ from proxy.exchange import LEARNT_BYTES, Learnt
 from proxy.headers import Headers
 
 HEADS_BYTES = 6 * 2**20
-"""Bounds what is known of heads with a body at one address, and as much again of those without."""
+"""Keep this much of what is known of heads with a body at one address, and as much again of those without."""
 KNOWN_BYTES = 4 * 1024
-"""Bounds the head that is kept."""
+"""Keep a head of up to this length."""
 COPIES, FIELD_BYTES = 3, 500
 """A head that is kept takes as often its length, and for each of its headers so much besides."""
 

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from proxy.headers import Pair
 
 LONGEST = 366 * 86400.0
-"""No answer asks for a longer wait than this, in seconds, and means it."""
+"""Believe no answer that asks for a longer wait than this, in seconds."""
 
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|us|µs|ns|h|m|s|d)")

@@ -31,9 +31,9 @@ AIOHTTP_FLOOR = (3, 14, 5)
 T = TypeVar("T")
 
 READ_SECONDS = 20.0
-"""How long it may take to read the file anew, and all that it names."""
+"""Give up a reload that takes longer than this to read the file, and all that it names."""
 GARBAGE = (5_000, 20, 50)
-"""How many new objects, and rounds, until cycles are looked for: a request makes hardly any."""
+"""Look for cycles after this many new objects, and rounds: a request makes hardly any."""
 
 
 class CannotStart(Exception):

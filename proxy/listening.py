@@ -20,10 +20,10 @@ from proxy.edge import HEAD_SECONDS, Server
 from proxy.surfaces import Address, Tls
 
 UNIX_BYTES = 107
-"""How long the path of a unix socket may be (unix(7))."""
+"""Refuse a path of a unix socket that is longer than this (unix(7))."""
 BACKLOG = 1024
 PAUSE_SECONDS = 0.5
-"""How long nobody is let in after there was no room for another connection."""
+"""Let nobody in for this long after there was no room for another connection."""
 
 
 class CannotListen(Exception):

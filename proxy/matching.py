@@ -30,9 +30,9 @@ from proxy.surfaces import Surface
 from proxy.target import model_in_deployment, model_in_path, model_in_query, streams, without_model
 
 MATCHED_BYTES = 1024 * 1024
-"""Bounds what is known by heart of models, together."""
+"""Keep this much of what is known of models."""
 MATCHED_CHARS = 256
-"""Bounds the name of a model that is kept: a body's worth of it is a model's name too."""
+"""Keep a model's name of up to this length: a body's worth of it is a name too."""
 
 
 @dataclass(frozen=True, slots=True)

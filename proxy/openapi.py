@@ -40,7 +40,7 @@ ABOUT = (
     "goes to whoever serves the model, and the answer comes back as it was given."
 )
 UNKNOWN_MODEL = "default"
-"""What examples ask for where no name may be shown."""
+"""Ask for this in examples where no name may be shown."""
 
 
 class View:

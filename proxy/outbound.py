@@ -30,7 +30,7 @@ from proxy.target import deployment_path, is_dated, without_version
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")
 _UNREADABLE = frozenset({b"br", b"zstd"})
-"""The content codings that clients ask for and an answer could not be read in, to see what it says."""
+"""Ask for none of these content codings where an answer must be read, to see what it says."""
 
 
 @dataclass(slots=True)
@@ -208,9 +208,9 @@ def length(count: int) -> bytes:
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-"""The framing of a body whose length only its end will tell."""
+"""Frames a body whose length only its end will tell."""
 WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-"""What asks for a WebSocket (RFC 6455 section 4.1)."""
+"""Asks for a WebSocket (RFC 6455 section 4.1)."""
 
 
 def proxy_authorization(origin: Origin) -> str:

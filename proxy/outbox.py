@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 MOST = 16
-"""Of so many connections, writes are held at a time."""
+"""Flush early once this many connections have pending writes."""
 ALONE = 7
-"""So many writes at most go out at once, before it is looked again whether there is company."""
+"""Send at most this many writes at once, before it is looked again whether there is company."""
 LARGE_BYTES = 32 * 1024
-"""From here on, to join writes costs more than to wake somebody."""
+"""Send at once what is this long: to join it costs more than to wake somebody."""
 
 Data = bytes | bytearray | memoryview
 

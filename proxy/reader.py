@@ -9,7 +9,7 @@ from proxy.errors import STREAM_IDLE, STREAM_TIMEOUT, ProxyError
 from proxy.ports import Tap, together
 
 HELD_BYTES = 256 * 1024
-"""How much of an answer waits here before its upstream is stopped."""
+"""Stop the upstream while this much of its answer waits here."""
 
 
 class Reader:

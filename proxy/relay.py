@@ -35,7 +35,7 @@ from proxy.relayed import head
 from proxy.routes import Timeouts
 
 GRACE_SECONDS = 2.0
-"""How long an upstream may leave a finished stream open before we end it for the client."""
+"""End a finished stream for the client once its upstream has left it open for this long."""
 
 _LENGTH = b"content-length"
 _COMMENT = b": keepalive\n"

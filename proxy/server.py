@@ -48,7 +48,7 @@ Give = Callable[..., bool]
 
 LAST_WORDS_SECONDS = 0.5
 FIRST_VALUES_SECONDS = 10.0
-"""How long we wait, before we listen, for credentials that a command prints."""
+"""Wait this long, before we listen, for credentials that a command prints."""
 
 
 class Face:

@@ -22,11 +22,11 @@ from typing import Any
 import msgspec
 
 LOOKED_AT = frozenset({400, 402, 403, 413, 422})
-"""The statuses whose body says what they mean. A 401 means one thing."""
+"""Look at the body of these statuses for what they mean. A 401 means one thing."""
 BYTES = 64 * 1024
-"""No more than this is unpacked of a body."""
+"""Unpack no more than this of a body."""
 DEPTH = 6
-"""How deep in a body a vendor may say what it means."""
+"""Look this deep in a body for what a vendor means."""
 
 
 class Meaning(Enum):
@@ -284,7 +284,7 @@ def meaning(status: int, told: Said) -> Meaning | None:
 _PLAINLY = {401: Meaning.CREDENTIAL, 402: Meaning.ACCOUNT}
 """What a status means of which no row knows better."""
 _SURE_CHARS = 12
-"""No words of the table by which a credential or an account is known are shorter."""
+"""Look for this much of what a message begins with: no words that know a credential or an account are shorter."""
 _ESCAPED = re.compile(rb"\\u00(?:2[0dD]|[4-7])")
 """A letter of ours, a space or a hyphen, written so that it is not found."""
 

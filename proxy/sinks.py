@@ -22,7 +22,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 QUEUE_LINES = 20_000
-"""How many lines may wait to be written."""
+"""Drop lines once this many wait to be written."""
 GATHER_SECONDS = 0.05
 
 Event = MutableMapping[str, Any]

@@ -17,17 +17,17 @@ from proxy.dialects import Ending
 from proxy.shapes import Said, gathered, meaning, said
 
 HELD_BYTES = 1024 * 1024
-"""How much of an unfinished event is kept to look for its marker; of a longer one, the beginning."""
+"""Keep this much of an unfinished event to look for its marker; of a longer one, the beginning."""
 
 BOM = b"\xef\xbb\xbf"
 """May begin a stream; in the middle of one it is a part of whatever it stands before."""
 _ODD = BOM[:1] + b"\r\n"
-"""With one of these begins what is not, or not only, an event."""
+"""Begins what is not, or not only, an event."""
 
 # An event ends with an empty line. Atomic, so that CRLF is never taken for two line ends.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
 TAIL = 3
-"""So many bytes may hold the beginning of an empty line."""
+"""Keep this many bytes, which may hold the beginning of an empty line."""
 
 _SPEECH = {
     Ending.NONE: (),
@@ -395,7 +395,7 @@ _CALLERS = (
     "context_length",
     "too_large",
 )
-"""What stands in an error that nobody else would answer otherwise."""
+"""Blames the caller: nobody else would answer an error with one of these words otherwise."""
 
 
 def _events(body: bytes) -> Iterator[bytes]:

@@ -47,15 +47,15 @@ READY_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 SOUND_SECONDS = 60.0
-"""A worker that has lived this long is replaced at once when it dies."""
+"""Replace a worker at once that dies after at least this long."""
 STATUS_SECONDS = 1.0
 ASKED_SECONDS = 10.0
-"""How often a worker is asked whether it is there, where it may take any time to say so."""
+"""Ask a worker this often whether it is there, where it may take any time to say so."""
 STACKS_SECONDS = 0.5
-"""How long a worker that hangs has to say where."""
+"""Give a worker that hangs this long to say where."""
 RELOAD_SECONDS = 60.0
 END_SECONDS = 3.0
-"""How long a worker that is told to end at once may take."""
+"""Give a worker that is told to end at once this long."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from proxy.headers import NO_NAMES, Names, Pair
 from proxy.patterns import Pattern
 
 ACCEPT = (b"authorization", b"x-api-key", b"api-key", b"apikey", b"x-goog-api-key")
-"""Where clients put keys, unless the surface says so."""
+"""Look for keys in these headers, unless the surface says where."""
 
 Network = IPv4Network | IPv6Network
 Auth = Literal["none", "keys", "passthrough"]

@@ -44,9 +44,9 @@ Dial = Callable[[], Awaitable[socket.socket]]
 """Makes a connected socket to an upstream that is not found by address: the sandbox."""
 
 IDLE_SECONDS = 15.0
-"""How long an unused connection is kept: less than servers commonly do, so that they seldom win the race."""
+"""Close a connection that was unused for this long: less than servers commonly do, so that they seldom win the race."""
 MAX_AGE_SECONDS = 300.0
-"""How old a connection may get, so that a change of DNS is followed however busy it is."""
+"""Use no connection that is older than this, so that a change of DNS is followed however busy it is."""
 DNS_SECONDS = 10.0
 LOOKUPS = 16
 LEAVING_SECONDS = 2.0
@@ -479,9 +479,9 @@ _CERTIFICATE = {
     62: "is for another name",
     64: "is for another address",
 }
-"""By OpenSSL's number of what is wrong (x509_vfy.h)."""
+"""Says what is wrong with a certificate, by OpenSSL's number (x509_vfy.h)."""
 _PROFILE = range(78, 94)
-"""What OpenSSL finds only where it is strict."""
+"""Blames RFC 5280: OpenSSL finds these only where it is strict."""
 
 
 def _why_not_valid(error: ssl.SSLCertVerificationError, origin: Origin) -> str:

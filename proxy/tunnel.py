@@ -23,9 +23,9 @@ from proxy.routes import Timeouts
 from proxy.websocket import Frames
 
 LAST_WORDS_SECONDS = 1.0
-"""How long an upstream has to take what the client said last."""
+"""Give an upstream this long to take what the client said last."""
 _RESTARTS = b"\x88\x02\x03\xf4"
-"""A Close frame that says 1012, service restart (RFC 6455 section 7.4.2)."""
+"""Says 1012, service restart, in a Close frame (RFC 6455 section 7.4.2)."""
 
 
 class Tunnel:

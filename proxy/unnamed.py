@@ -6,7 +6,7 @@ from proxy.errors import printable
 from proxy.exchange import Exchange
 
 SEEN_BYTES = 16 * 1024
-"""Bounds what is looked through of an answer for its model."""
+"""Look through this much of an answer for its model."""
 
 _MODEL = re.compile(rb'(?<!\\)"model"[ \t\r\n]*+:[ \t\r\n]*+"([^"\\]{1,256})"')
 

@@ -27,7 +27,7 @@ DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 STACKS = signal.SIGUSR1
 """Has a worker write to stderr what each of its threads is doing, though its loop hangs."""
 STATUS_SECONDS = 2.0
-"""More than the supervisor takes to ask the others, even where one of them hangs."""
+"""Wait this long for the status of all: more than the supervisor takes, even where one of them hangs."""
 
 Make = Callable[[Source], Snapshot]
 

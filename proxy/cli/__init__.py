@@ -16,7 +16,7 @@ from proxy.lifecycle import CannotStart
 
 DEFAULT_FILE = "routes.toml"
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What a stdout says that cannot be written: every other file is looked after where it is used."""
+"""Take these for a stdout that cannot be written: every other file is looked after where it is used."""
 
 
 def _occupy_standard_streams() -> None:

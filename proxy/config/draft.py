@@ -17,9 +17,9 @@ from proxy.headers import HOP_BY_HOP
 from proxy.patterns import Pattern
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""A header's name (RFC 9110 section 5.6.2)."""
+"""Matches a header's name (RFC 9110 section 5.6.2)."""
 FRAMING = {"host", "content-length", "expect"} | {name.decode() for name in HOP_BY_HOP}
-"""Headers that say where a message ends, or belong to one hop: nobody sets them."""
+"""Let nobody set these headers, which say where a message ends, or belong to one hop."""
 
 
 class Draft:

@@ -5,8 +5,9 @@ import stat
 from pathlib import Path
 
 ROUTES_BYTES = 16 * 2**20
+"""Refuse a routes file that is longer than this."""
 SECRET_BYTES = 2**20
-"""How long a routes file may be, and one that holds secrets."""
+"""Refuse a file of secrets that is longer than this."""
 
 _KINDS = {
     stat.S_IFDIR: "is a directory",

@@ -6,7 +6,7 @@ They are what opens this proxy, so one that a stranger would try first is no sec
 from hashlib import sha256
 
 SHORTEST = 16
-"""A text of fewer characters is found by trying."""
+"""Take a key of fewer characters for one that is found by trying."""
 
 _EXAMPLES = "AH_SMKRPA_{0} ah-{0} humiris-{0}".format("0" * 32)
 """The defaults of docs/examples."""

@@ -20,10 +20,10 @@ from proxy.config.reading import Unset
 from proxy.credentials import LiveSecret, is_presentable
 
 POLL_SECONDS = 1.0
-"""How often a file is looked at: by its time, number and size, which works where nothing notifies."""
+"""Look at a file this often: at its time, number and size, which works where nothing notifies."""
 COMMAND_SECONDS = 30.0
 OUTPUT_BYTES = 64 * 1024
-"""How much of what a command prints is read: no header holds more."""
+"""Read this much of what a command prints: no header holds more."""
 RETRY_SECONDS = 10.0
 
 Tell = Callable[[str, "Live", str], None]
