@@ -15,7 +15,7 @@ from proxy.errors import CLIENT_STALLED, SHUTDOWN, ProxyError
 from proxy.exchange import Exchange
 from proxy.headers import lines
 
-PATIENCE_SECONDS = 60.0
+STALL_SECONDS = 60.0
 """Let a client go that takes nothing of a stream of ours for this long."""
 
 
@@ -86,7 +86,7 @@ class Events(EventSourceResponse):
 async def author(
     exchange: Exchange,
     request: Request,
-    patience: float | None = PATIENCE_SECONDS,
+    patience: float | None = STALL_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Events]:
     """Begin a stream of events of our own; what is `send`t to it goes to the client."""

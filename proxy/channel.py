@@ -77,7 +77,7 @@ class Channel:
                         self._answering.add(task)
                         task.add_done_callback(self._answering.discard)
                     else:
-                        self._settle(got)
+                        self._deliver(got)
         finally:
             self.gone.set()
             for task in self._answering:
@@ -96,7 +96,7 @@ class Channel:
         else:
             self._send({"number": got["number"], "value": value})
 
-    def _settle(self, got: dict[str, Any]) -> None:
+    def _deliver(self, got: dict[str, Any]) -> None:
         asked = self._asked.get(got["number"])
         if asked is None or asked.done():
             return  # nobody waits any more

@@ -10,11 +10,11 @@ from proxy.body import BodyError, find_in_answer, splice
 from proxy.sse import TAIL, ends
 
 PLAIN_BYTES = 4 * 1024 * 1024
-"""Hold a plain answer up to this size until it is complete, but for blank lines before it; a longer one
+"""Keep a plain answer up to this size until it is complete, but for blank lines before it; a longer one
 passes as it is.
 """
 EVENT_BYTES = 1024 * 1024
-"""Hold an event up to this size."""
+"""Keep an event up to this size."""
 
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data:[ \t]*+(\{[^\r\n]*)")
 _USUAL = b"data: {"  # all that most events have before their only line goes on
@@ -24,58 +24,58 @@ _BOM = b"\xef\xbb\xbf"  # may begin a stream, and nothing else
 class Echo:
     """One answer in which *model* is to stand; *stream* says that it is an event stream."""
 
-    __slots__ = ("_begun", "_held", "_model", "_passing", "_searched", "_stream")
+    __slots__ = ("_begun", "_kept", "_model", "_passing", "_searched", "_stream")
 
     def __init__(self, model: str, *, stream: bool) -> None:
         self._model = model
         self._stream = stream
-        self._held = bytearray()
+        self._kept = bytearray()
         self._searched = 0
         self._begun = False  # an event has passed
-        self._passing = False  # what comes now is too long to be held
+        self._passing = False  # what comes now is too long to be kept
 
     def feed(self, data: bytes) -> bytes:
         """Take the next *data* of the answer; return what may pass now."""
         if self._passing and not self._stream:
             return data
-        if not self._stream and not self._held:  # blank lines say that somebody is still at work
+        if not self._stream and not self._kept:  # blank lines say that somebody is still at work
             begun = data.lstrip(b" \t\r\n")
-            self._held += begun
+            self._kept += begun
             blank = data[: len(data) - len(begun)]
             return blank + self._pass_long()
-        self._held += data
+        self._kept += data
         return self._events() if self._stream else self._pass_long()
 
     def _pass_long(self) -> bytes:
-        """Return what is held of a plain answer, if that is too much."""
-        if len(self._held) <= PLAIN_BYTES:
+        """Return what is kept of a plain answer, if that is too much."""
+        if len(self._kept) <= PLAIN_BYTES:
             return b""
         self._passing = True
-        return self._take(len(self._held))
+        return self._take(len(self._kept))
 
     def rest(self) -> bytes:
-        """Return what was held, at the end of the answer, or where it broke off."""
-        whole = self._take(len(self._held))
+        """Return what was kept, at the end of the answer, or where it broke off."""
+        whole = self._take(len(self._kept))
         return whole if self._stream or not whole else self._named(whole)
 
     def _events(self) -> bytes:
         """Return the whole events that are there, each with the name put in."""
         passed = []
         begin = 0
-        held = bytes(self._held)
-        for end in ends(held, self._searched):
-            passed.append(self._event(held[begin:end]))
+        kept = bytes(self._kept)
+        for end in ends(kept, self._searched):
+            passed.append(self._event(kept[begin:end]))
             begin = end
-        del self._held[:begin]
-        if self._passing or _is_long(self._held):
+        del self._kept[:begin]
+        if self._passing or _is_long(self._kept):
             self._passing = True
-            passed.append(self._take(max(0, len(self._held) - TAIL)))
-        self._searched = max(0, len(self._held) - TAIL)
+            passed.append(self._take(max(0, len(self._kept) - TAIL)))
+        self._searched = max(0, len(self._kept) - TAIL)
         return b"".join(passed)
 
     def _take(self, count: int) -> bytes:
-        taken = bytes(self._held[:count])
-        del self._held[:count]
+        taken = bytes(self._kept[:count])
+        del self._kept[:count]
         return taken
 
     def _event(self, event: bytes) -> bytes:
@@ -106,7 +106,7 @@ class Echo:
 
 
 def _is_long(event: bytes | bytearray) -> bool:
-    """Return whether *event* is too long to be held. The line ends around it do not count: where they
+    """Return whether *event* is too long to be kept. The line ends around it do not count: where they
     are cut is chance.
     """
     return len(event) > EVENT_BYTES and len(event.strip(b"\r\n")) > EVENT_BYTES

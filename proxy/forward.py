@@ -205,7 +205,7 @@ class Forward:
             opened.choice.target.timeouts,
             self._clock,
             keep_alive=inbound.keep_alive and inbound.complete(),
-            keepalive=None if route is None else route.keepalive,
+            comment_after=None if route is None else route.comment_after,
             echo=exchange.echo,
             taps=(Unnamed(exchange),) if route is not None and exchange.model is None else (),
         )

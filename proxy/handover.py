@@ -28,7 +28,7 @@ from proxy.listening import (
 )
 from proxy.surfaces import Address, Tls
 
-HELD = 64
+UNDER_WAY = 64
 """Send a recipient no more while this many connections are on their way to it."""
 LATE_SECONDS = 0.1
 """Prefer others to a recipient that has not taken a connection within this."""
@@ -66,18 +66,18 @@ class Recipient:
         self._told = told
         self._full = False
         self._heard = False
-        self._held: deque[tuple[bytes, socket.socket, float]] = deque()
+        self._under_way: deque[tuple[bytes, socket.socket, float]] = deque()
         sock.setblocking(False)
         self.hear()
 
     @property
     def has_room(self) -> bool:
         """Return whether a connection may be handed to it, now."""
-        return self.serves and not self._full and len(self._held) < HELD
+        return self.serves and not self._full and len(self._under_way) < UNDER_WAY
 
     def is_late(self, now: float) -> bool:
         """Return whether it does not take what is handed to it."""
-        return bool(self._held) and now - self._held[0][2] > LATE_SECONDS
+        return bool(self._under_way) and now - self._under_way[0][2] > LATE_SECONDS
 
     def hand(self, sent: Sent, now: float) -> bool:
         """Hand a connection to it; return whether that could be done."""
@@ -87,7 +87,7 @@ class Recipient:
         except OSError:  # it is dead, or takes nothing
             self._pause()
             return False
-        self._held.append((address, connection, now))
+        self._under_way.append((address, connection, now))
         return True
 
     def hear(self) -> None:
@@ -118,7 +118,7 @@ class Recipient:
                     continue
                 self._full = False
                 for taken in said:
-                    address, connection, _ = self._held.popleft()
+                    address, connection, _ = self._under_way.popleft()
                     if taken:
                         self.connections += 1
                         connection.close()
@@ -145,8 +145,8 @@ class Recipient:
         while more := self.returned():
             returned += more
         self._sock.close()
-        left = [(address, connection) for address, connection, _ in self._held]
-        self._held.clear()
+        left = [(address, connection) for address, connection, _ in self._under_way]
+        self._under_way.clear()
         return returned + left
 
 

@@ -1,8 +1,8 @@
 """Writes that go out together, when a round of the loop is over.
 
 Half of what a write to a socket costs is to wake up who waits at its other end. Where many
-connections are busy at a time, what they write within one round of the event loop is held until
-its end, and sent then, one right after the other: who is awake need not be woken. A round takes
+connections are busy at a time, what they write within one round of the event loop waits for
+its end, and is sent then, one right after the other: who is awake need not be woken. A round takes
 microseconds, or as long as that which is ready; to hold no one up, it ends early after a few.
 """
 
@@ -29,22 +29,22 @@ class Outbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._held: list[Outgoing] = []
+        self._waiting: list[Outgoing] = []
         self._count = 0  # so many have written in this round, sent or not
         self._alone = 0  # so many writes went out at once, after the last round with only one
         self._at_once = 0  # so many of them are left
 
     def add(self, transport: "Outgoing") -> None:
-        """Have *transport* send what it holds, soon."""
+        """Have *transport* send what is pending there, soon."""
         if self._at_once:
             self._at_once -= 1
             transport.send()
             return
-        self._held.append(transport)
+        self._waiting.append(transport)
         self._count += 1
         if self._count == 1:
             self._loop.call_soon(self._end_round)
-        elif len(self._held) >= MOST:
+        elif len(self._waiting) >= MOST:
             self._send()
 
     def _end_round(self) -> None:
@@ -56,8 +56,8 @@ class Outbox:
         self._send()
 
     def _send(self) -> None:
-        held, self._held = self._held, []
-        for transport in held:
+        waiting, self._waiting = self._waiting, []
+        for transport in waiting:
             transport.send()
 
 
@@ -71,24 +71,24 @@ class Outgoing(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._outbox = outbox
-        self._held: list[bytes] = []
+        self._pending: list[bytes] = []
         # It is asked before each event: this spares a call.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
 
     def write(self, data: Data) -> None:
         """Send *data*, soon."""
-        if self._held:
-            self._held.append(bytes(data))
+        if self._pending:
+            self._pending.append(bytes(data))
         elif len(data) < LARGE_BYTES and isinstance(data, bytes):
-            self._held.append(data)
+            self._pending.append(data)
             self._outbox.add(self)
         else:
             self._transport.write(data)
 
     def pass_on(self, data: bytes) -> None:
-        """Send *data*, which came by itself, by itself: at once, or behind what is held."""
-        if self._held:
-            self._held.append(data)
+        """Send *data*, which came by itself, by itself: at once, or behind what is pending."""
+        if self._pending:
+            self._pending.append(data)
         else:
             self._transport.write(data)
 
@@ -98,13 +98,13 @@ class Outgoing(asyncio.Transport):
         self._transport.writelines(list_of_data)
 
     def send(self) -> None:
-        """Send what is held, now."""
-        held = self._held
-        if not held:
+        """Send what is pending, now."""
+        pending = self._pending
+        if not pending:
             return
-        self._held = []
+        self._pending = []
         if not self._transport.is_closing():
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            self._transport.write(pending[0] if len(pending) == 1 else b"".join(pending))
 
     def write_eof(self) -> None:
         self.send()
@@ -117,11 +117,11 @@ class Outgoing(asyncio.Transport):
         self._transport.close()
 
     def abort(self) -> None:
-        self._held.clear()
+        self._pending.clear()
         self._transport.abort()
 
     def get_write_buffer_size(self) -> int:
-        return sum(map(len, self._held)) + self._transport.get_write_buffer_size()
+        return sum(map(len, self._pending)) + self._transport.get_write_buffer_size()
 
     # The rest is as it is
 

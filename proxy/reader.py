@@ -8,7 +8,7 @@ from proxy.connection import Connection
 from proxy.errors import STREAM_IDLE, STREAM_TIMEOUT, ProxyError
 from proxy.ports import Tap, together
 
-HELD_BYTES = 256 * 1024
+WAITING_BYTES = 256 * 1024
 """Stop the upstream while this much of its answer waits here."""
 
 
@@ -44,7 +44,7 @@ class Reader:
                 while self._pieces:
                     piece = self._pieces.popleft()
                     self._size -= len(piece)
-                    if self._paused and self._size < HELD_BYTES // 2:
+                    if self._paused and self._size < WAITING_BYTES // 2:
                         self._paused = False
                         self._upstream.resume()
                     yield piece
@@ -82,7 +82,7 @@ class Reader:
         """Take the next piece."""
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > HELD_BYTES and not self._paused:
+        if self._size > WAITING_BYTES and not self._paused:
             self._paused = True
             self._upstream.pause()
         self._wake()

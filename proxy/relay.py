@@ -57,6 +57,7 @@ class Relay:
         "_client",
         "_clock",
         "_comment",
+        "_comment_after",
         "_done",
         "_echo",
         "_ended",
@@ -65,7 +66,6 @@ class Relay:
         "_grace",
         "_grace_left",
         "_idle",
-        "_keepalive",
         "_last",
         "_loop",
         "_marker",
@@ -92,7 +92,7 @@ class Relay:
         clock: Callable[[], float],
         *,
         keep_alive: bool,
-        keepalive: float | None = None,
+        comment_after: float | None = None,
         echo: str | None = None,
         taps: Sequence[Tap] = (),
     ) -> None:
@@ -114,7 +114,7 @@ class Relay:
         self._begun = b""
         self._chunked = False
         self.keep_alive = keep_alive
-        self._keepalive = keepalive
+        self._comment_after = comment_after
         self._asked = echo
         self._echo: Echo | None = None
         self._comment: asyncio.TimerHandle | None = None
@@ -149,7 +149,7 @@ class Relay:
                 self._watch()
                 self._done = self._loop.create_future()
                 await self._done
-            if self._paused:  # all is written, and the client takes it slowly: `write` still judges
+            if self._paused:  # all is written, and the client takes it slowly: `write` goes on
                 self._done = self._loop.create_future()
                 await self._done
         finally:
@@ -269,10 +269,10 @@ class Relay:
             plain = is_good(status) and is_plain(headers)
             self._marker = sse.Tap(self._ending() if plain else Ending.NONE)
             if not plain:
-                self._keepalive = None
-            reframe = self._marker.checked or self._keepalive is not None
+                self._comment_after = None
+            reframe = self._marker.checked or self._comment_after is not None
         else:
-            self._keepalive = None
+            self._comment_after = None
         if (
             self._asked is not None
             and (status == 200 or (self._marker is not None and is_good(status)))
@@ -399,19 +399,19 @@ class Relay:
     def _watch(self) -> None:
         if self._timeouts.idle is not None:
             self._idle = self._loop.call_later(self._timeouts.idle, self._check_idle)
-        if self._keepalive is not None:
-            self._comment = self._loop.call_later(self._keepalive, self._check_silence)
+        if self._comment_after is not None:
+            self._comment = self._loop.call_later(self._comment_after, self._check_silence)
         if self._timeouts.total is not None:
             left = self._exchange.received + self._timeouts.total - self._clock()
             self._total = self._loop.call_later(max(0.0, left), self._overdue)
 
     def _check_silence(self) -> None:
         """Put a comment into a stream that has been silent for a while, if it stands between events."""
-        assert self._keepalive is not None
-        left = max(self._last, self._spoke) + self._keepalive - self._clock()
+        assert self._comment_after is not None
+        left = max(self._last, self._spoke) + self._comment_after - self._clock()
         marker = self._marker
         if left <= 0:
-            left = self._keepalive
+            left = self._comment_after
             over = marker is None or marker.over or self._out.is_closing()
             early = self._unsure is not None and not self._wanted  # it may be no stream
             if not over and not early and marker is not None and marker.quiet and not self._paused:

@@ -229,7 +229,7 @@ class Route:
     *listed* are the names that `/v1/models` shows beside the route's own. *via* are the routes it
     is an alias through. *on_context_length* goes on after a 400 that says the context is too long;
     *peek* looks at the first event of a stream before it passes, and goes on where that is an
-    error. *keepalive* is how many seconds a stream may be silent before a comment is put in.
+    error. *comment_after* is how many seconds a stream may be silent before a comment is put in.
     """
 
     name: str
@@ -239,7 +239,7 @@ class Route:
     via: tuple[str, ...] = ()
     on_context_length: bool = False
     peek: bool = False
-    keepalive: float | None = None
+    comment_after: float | None = None
     switch: Switch | None = None
 
     @property

@@ -16,7 +16,7 @@ import msgspec
 from proxy.dialects import Ending
 from proxy.shapes import Said, gathered, meaning, said
 
-HELD_BYTES = 1024 * 1024
+PARTIAL_BYTES = 1024 * 1024
 """Keep this much of an unfinished event to look for its marker; of a longer one, the beginning."""
 
 BOM = b"\xef\xbb\xbf"
@@ -96,7 +96,7 @@ class Tap:
         "_ending",
         "_foreign",
         "_going_on",
-        "_held",
+        "_partial",
         "_reasons",
         "_second",
         "_several",
@@ -117,7 +117,7 @@ class Tap:
         self._words = _SPEECH[ending]
         self._begun: bytes | None = b""  # what came of a BOM, until it is known whether it is one
         self._usual = False  # between events, with nothing to be seen to but the next ones
-        self._held: list[bytes] = []  # the beginning of the event that is arriving
+        self._partial: list[bytes] = []  # the beginning of the event that is arriving
         self._size = 0
         self._tail = b""  # its last bytes, which may begin a blank line
         self._foreign: bool | None = (
@@ -155,7 +155,7 @@ class Tap:
     def closes(self) -> bool:
         """Return whether an end here is an end; `[DONE]` needs no empty line behind it for that."""
         if not self.finished and self._ending in (Ending.CHAT, Ending.DONE):
-            self.finished = _is_marked(b"".join(self._held), Ending.DONE)
+            self.finished = _is_marked(b"".join(self._partial), Ending.DONE)
         return self.finished or self.failed
 
     def _take(self, data: bytes) -> None:
@@ -196,20 +196,20 @@ class Tap:
                 end = blank.end()
         if end:
             cut = end - len(self._tail)
-            self._look(b"".join([*self._held, data[:cut]]))
-            self._held, self._size, self._tail = [], 0, b""
+            self._look(b"".join([*self._partial, data[:cut]]))
+            self._partial, self._size, self._tail = [], 0, b""
             data = data[cut:]
             self.between = True
             window = data = data.lstrip(b"\r\n")
         if data:
-            self._hold(data, window)
+            self._keep(data, window)
 
-    def _hold(self, data: bytes, window: bytes) -> None:
+    def _keep(self, data: bytes, window: bytes) -> None:
         """Keep *data* of an event that is not complete, as far as there is room for it."""
         self.between = False
         self._tail = window[-TAIL:]
-        if self._size < HELD_BYTES:
-            self._held.append(data[: HELD_BYTES - self._size])
+        if self._size < PARTIAL_BYTES:
+            self._partial.append(data[: PARTIAL_BYTES - self._size])
             self._size += len(data)
 
     def _look(self, events: bytes) -> None:

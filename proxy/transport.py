@@ -122,7 +122,7 @@ class Transport:
         if connection.status == 407 and origin.proxy is not None and origin.scheme == "http":
             self.drop(connection)
             attempt.phase = "unsent"  # the proxy has passed nothing on
-            through = _place(*_next_hop(origin))
+            through = _authority(*_next_hop(origin))
             raise _proxy_refused(f"{through} wants another user or password: 407", b"407")
         return connection
 
@@ -230,13 +230,13 @@ class Transport:
 
     async def _connect(self, origin: Origin, seconds: float | None) -> Connection:
         """Make a new connection. Raises `UpstreamFailure`: nothing was sent in any case."""
-        awaited = f"{_place(*_next_hop(origin))}: no connection"
+        awaited = f"{_authority(*_next_hop(origin))}: no connection"
         try:
             async with asyncio.timeout(seconds):
                 sock = await self._socket(origin)
                 if self._descriptors.is_short(sock.fileno()):
                     self._descriptors.make_room()
-                awaited = f"{_place(origin.host, origin.port)}: no TLS handshake"
+                awaited = f"{_authority(origin.host, origin.port)}: no TLS handshake"
                 try:
                     if origin.scheme == "https":
                         return await self._secure(origin, sock)
@@ -272,7 +272,7 @@ class Transport:
                 UPSTREAM_CONNECT,
                 f"The upstream could not be reached: {reason}.",
                 Fault.UNSENT,
-                reason=f"{_place(host, port)}: {_said(error)}",
+                reason=f"{_authority(host, port)}: {_said(error)}",
             ) from error
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if origin.proxy is not None and origin.scheme == "https":
@@ -285,8 +285,8 @@ class Transport:
 
     async def _tunnel(self, sock: socket.socket, origin: Origin) -> None:
         """Ask the proxy on *sock* for a way through to *origin* (RFC 9110 section 9.3.6)."""
-        place = _place(origin.host, origin.port)
-        through = f"{_place(*_next_hop(origin))}: the way to {place}"
+        place = _authority(origin.host, origin.port)
+        through = f"{_authority(*_next_hop(origin))}: the way to {place}"
         head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{proxy_authorization(origin)}\r\n"
         answer = b""
         try:
@@ -312,7 +312,7 @@ class Transport:
             )
 
     async def _secure(self, origin: Origin, sock: socket.socket) -> Connection:
-        place = _place(origin.host, origin.port)
+        place = _authority(origin.host, origin.port)
         try:
             files = origin.ca, origin.certificate
             context = self._contexts.get(files)
@@ -379,7 +379,7 @@ class Resolver:
                 UPSTREAM_DNS,
                 "The upstream's host name could not be resolved.",
                 fault,
-                reason=f"{_place(host, port)}: {_said(error)}",
+                reason=f"{_authority(host, port)}: {_said(error)}",
             ) from error
         self._known[key] = (self._clock(), addresses)
         return addresses
@@ -404,7 +404,7 @@ async def in_thread(call: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def deliver(result: T | None, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
@@ -419,7 +419,7 @@ async def in_thread(call: Callable[[], T]) -> T:
         except Exception as caught:  # noqa: BLE001 - it is raised where it is waited for
             error = caught
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(deliver, result, error)
 
     threading.Thread(target=run, name="transport", daemon=True).start()
     return await future
@@ -465,7 +465,7 @@ def _next_hop(origin: Origin) -> tuple[str, int]:
     return parts.hostname or "", parts.port or 80
 
 
-def _place(host: str, port: int) -> str:
+def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

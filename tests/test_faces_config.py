@@ -339,7 +339,7 @@ def test_switch_has_a_routes_other_keys() -> None:
         '[routes.h]\nheader = "x"\nto = { a = "sandbox/x" }\ntimeout = { total = "5s" }\n'
         'keepalive = "3s"\npeek = true\non_context_length = true\nretry = { attempts = 1 }\n'
     )
-    assert (found.keepalive, found.peek, found.on_context_length) == (3, True, True)
+    assert (found.comment_after, found.peek, found.on_context_length) == (3, True, True)
     assert found.first.timeouts.total == 5
     assert found.first.retry.attempts == 1
 

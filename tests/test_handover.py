@@ -170,7 +170,7 @@ async def test_late(dealer: Dealer, stack: ExitStack, monkeypatch: pytest.Monkey
 
 async def test_all_full(dealer: Dealer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """When everybody has as much on the way as may be, nobody else is accepted, until there is room."""
-    monkeypatch.setattr(handover, "HELD", 3)
+    monkeypatch.setattr(handover, "UNDER_WAY", 3)
     one = there(dealer, stack)
     connect(dealer, stack, 8)
     await turn()
@@ -198,7 +198,7 @@ async def test_given_back(dealer: Dealer, stack: ExitStack) -> None:
     for number, connection in enumerate(leaving.has):
         if number == 2:
             leaving.sock.send(b"\1")  # it has taken another one meanwhile: the two may be mixed
-            leaving.recipient._held.append((b"", socket.socket(), 0.0))
+            leaving.recipient._under_way.append((b"", socket.socket(), 0.0))
         socket.send_fds(leaving.sock, [b"127.0.0.1:0\0"], [connection.fileno()])
         connection.close()
         if number == 0:

@@ -10,7 +10,7 @@ from proxy.connection import Connection
 from proxy.errors import STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Attempt
 from proxy.outbox import Outbox
-from proxy.reader import HELD_BYTES, Reader
+from proxy.reader import WAITING_BYTES, Reader
 from proxy.routes import Timeouts
 
 BIG = 64 * 2**20
@@ -158,7 +158,7 @@ async def test_not_taken(peer: Peer) -> None:
     first = await anext(pieces)
     await asyncio.sleep(0.2)
     assert not sending.done()
-    assert reader._size <= HELD_BYTES + 2**20  # one read may go over it
+    assert reader._size <= WAITING_BYTES + 2**20  # one read may go over it
     came = len(first)
     async with asyncio.timeout(20):
         async for piece in pieces:
@@ -170,16 +170,16 @@ async def test_not_taken(peer: Peer) -> None:
 
 async def test_end_while_paused(peer: Peer) -> None:
     """A connection whose answer ended while it was stopped hears again: it goes back to the pool."""
-    reader = await begin(peer, HELD_BYTES * 2)
-    await peer.send(b"x" * (HELD_BYTES + 1))
+    reader = await begin(peer, WAITING_BYTES * 2)
+    await peer.send(b"x" * (WAITING_BYTES + 1))
     pieces = reader.pieces()
     first = await anext(pieces)
-    await peer.send(b"x" * (HELD_BYTES - 1))
+    await peer.send(b"x" * (WAITING_BYTES - 1))
     came = len(first)
     async with asyncio.timeout(5):
         async for piece in pieces:
             came += len(piece)
-    assert came == HELD_BYTES * 2
+    assert came == WAITING_BYTES * 2
     assert peer.connection.reusable()
     peer.sock.close()
     async with asyncio.timeout(2):

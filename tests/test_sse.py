@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.dialects import Ending
-from proxy.sse import HELD_BYTES, Tap, begins, first_error, has_event, status_of
+from proxy.sse import PARTIAL_BYTES, Tap, begins, first_error, has_event, status_of
 
 # The oracle is a plain reading of WHATWG HTML section 9.2.6, of the whole stream at once.
 
@@ -345,7 +345,7 @@ def test_checked() -> None:
     assert [ending for ending in Ending if not Tap(ending).checked] == [Ending.NONE]
 
 
-SIZES = [HELD_BYTES - 1, HELD_BYTES, HELD_BYTES + 1, 2**20]
+SIZES = [PARTIAL_BYTES - 1, PARTIAL_BYTES, PARTIAL_BYTES + 1, 2**20]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -362,7 +362,7 @@ def test_long_events(size: int, piece: int, end: bytes) -> None:
 @pytest.mark.parametrize("piece", [1448, 2**30])
 def test_finish_at_the_end_of_a_large_event(piece: int) -> None:
     """A whole answer in one chunk has finished, as long as it can be held until its end."""
-    stream = b"data: " + _chunk("stop", content="x" * (HELD_BYTES - 2000)) + b"\n\n"
+    stream = b"data: " + _chunk("stop", content="x" * (PARTIAL_BYTES - 2000)) + b"\n\n"
     assert tapped(Ending.CHAT, split(stream, range(0, len(stream), piece))) == (True, True, False)
 
 
@@ -370,7 +370,7 @@ def test_inside_a_long_event() -> None:
     """In the middle of an event too long to hold, one is not between two events."""
     tap = Tap(Ending.CHAT)
     for _ in range(4):
-        tap.feed(b"data: " + b"x" * HELD_BYTES)
+        tap.feed(b"data: " + b"x" * PARTIAL_BYTES)
         assert not tap.between
     tap.feed(b"\n")
     assert not tap.between
@@ -426,7 +426,7 @@ def test_memory_is_bounded() -> None:
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < 2 * HELD_BYTES
+    assert kept < 2 * PARTIAL_BYTES
 
 
 # What an upstream says of its own failure

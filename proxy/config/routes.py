@@ -108,7 +108,7 @@ class Routes:
             listed=self._listed(name, pattern, table, path),
             on_context_length=table.on_context_length,
             peek=table.peek,
-            keepalive=keepalive,
+            comment_after=keepalive,
             switch=switch,
         )
 

@@ -330,7 +330,7 @@ b = "a"
         for one, same in zip(ours.targets, theirs.targets, strict=True):
             assert place(other, one, alias) == place(route, same)
             assert (one.upstream, one.weight, one.retry) == (same.upstream, same.weight, same.retry)
-    switches = [(one.on_context_length, one.peek, one.keepalive) for one in (route, other)]
+    switches = [(one.on_context_length, one.peek, one.comment_after) for one in (route, other)]
     assert switches == [(True, True, 7)] * 2
 
 
@@ -338,7 +338,7 @@ def test_fallback_brings_no_switches() -> None:
     """What a route does of its own is not done by those that fall back to it."""
     toml = f'[routes]\nn = {{ upstream = "openai", {SWITCHES} }}\nm = {{ upstream = "groq", fallback = "n" }}'
     route = route_of(toml)
-    assert (route.on_context_length, route.peek, route.keepalive) == (False, False, None)
+    assert (route.on_context_length, route.peek, route.comment_after) == (False, False, None)
 
 
 @pytest.mark.parametrize(
@@ -356,4 +356,4 @@ def test_fallback_brings_no_switches() -> None:
 def test_keepalive(defaults: str, route: str, seconds: float | None) -> None:
     """A silent stream gets comments where the defaults say so, unless the route says otherwise."""
     toml = f'[defaults]\n{defaults}\n[routes.m]\nupstream = "openai"\n{route}\n'
-    assert route_of(toml).keepalive == seconds
+    assert route_of(toml).comment_after == seconds

@@ -129,7 +129,7 @@ def test_full_file() -> None:
     ]  # fmt: skip
     assert [one.weight for one in fast.groups[0].targets] == [1, 2.5, 1]
     assert (fast.groups[0].policy, fast.groups[0].sticky) == ("weighted", b"x-session-id")
-    assert (fast.on_context_length, fast.peek, fast.keepalive) == (True, True, 5)
+    assert (fast.on_context_length, fast.peek, fast.comment_after) == (True, True, 5)
     retry = fast.groups[2].targets[0].retry
     assert retry == Retry(9, None, False, False, True, next=False, also=(404, 410))
     assert [one.secret.reveal() for one in snapshot.upstreams["openai"].credentials] == [
