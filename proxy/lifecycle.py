@@ -8,7 +8,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from proxy import __version__
 from proxy.config import ConfigError, Snapshot, takes_restart
 from proxy.control import answering
 from proxy.server import CannotListen, Running, serve
-from proxy.signals import came
+from proxy.signals import Orders
 from proxy.sinks import Log
 from proxy.surfaces import Address
 from proxy.transport import in_thread
@@ -52,60 +52,53 @@ def run(snapshot: Snapshot, reload: Reload, ready: Ready) -> None:
     SIGHUP asks *reload* for another one. Raises `CannotStart`.
     """
     check_parser()
+    turn(_run(snapshot, reload, ready))
+
+
+def turn(main: Coroutine[Any, Any, None]) -> None:
+    """Run *main* to its end, on a loop of its own. Raises `CannotStart`."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(snapshot, reload, ready))
+            runner.run(main)
     except CannotListen as error:
         raise CannotStart(str(error)) from None
 
 
 async def _run(snapshot: Snapshot, reload: Reload, ready: Ready) -> None:
     loop = asyncio.get_running_loop()
-    stop, now, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
     beginning = asyncio.current_task()
 
-    def signalled() -> None:
-        (now if stop.is_set() else stop).set()
+    def stopped() -> None:
         if beginning is not None:
             beginning.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    if came(signal.SIGHUP):
-        again.set()
-    loop.add_signal_handler(signal.SIGHUP, again.set)
+    orders = Orders(loop, stopped)
     try:
         async with serve(snapshot) as running:
             beginning = None
             file = Path(snapshot.file)
             async with answering(file, partial(_answer, running), running.log.events.warning):
                 ready(running.addresses[snapshot.surfaces[0].name][0])
-                await _serve(running, reload, stop, now, again)
+                await _serve(running, reload, orders)
     except asyncio.CancelledError:
-        if not stop.is_set():
+        if not orders.stop.is_set():
             raise
 
 
-async def _serve(
-    running: Running,
-    reload: Reload,
-    stop: asyncio.Event,
-    now: asyncio.Event,
-    again: asyncio.Event,
-) -> None:
+async def _serve(running: Running, reload: Reload, orders: Orders) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: note(running.log, context))
     loop.add_signal_handler(signal.SIGUSR2, _not_replaced, running.log)
     running.children.look_after(loop)
     _announce(running, fits=running.fits)
     tune_gc()
-    reloading = loop.create_task(_reload_for_ever(running, reload, again))
-    await stop.wait()
+    again = partial(_reload, running, reload, running.snapshot)
+    reloading = loop.create_task(whenever(orders.again, again))
+    await orders.stop.wait()
     reloading.cancel()
     await asyncio.gather(reloading, return_exceptions=True)
     running.log.events.info("draining", inflight=running.gate.inflight)
-    await unless(now, _leave(running))
+    await unless(orders.now, _leave(running))
     running.log.events.info("stopped")
 
 
@@ -146,7 +139,7 @@ def _not_replaced(log: Log) -> None:
     log.events.warning("not_replaced", reason="there is one process, and no worker to replace")
 
 
-async def unless(event: asyncio.Event, doing: Coroutine[Any, Any, None]) -> None:
+async def unless(event: asyncio.Event, doing: Coroutine[Any, Any, object]) -> None:
     """Wait until *doing* is done, or broken off since *event* is set."""
     loop = asyncio.get_running_loop()
     tasks = (loop.create_task(doing), loop.create_task(event.wait()))
@@ -168,18 +161,22 @@ async def _leave(running: Running) -> None:
     await running.drain(settings.drain)
 
 
-async def _reload_for_ever(running: Running, reload: Reload, again: asyncio.Event) -> None:
-    """Read the file anew whenever *again* is set; one that cannot be used changes nothing."""
-    begun = running.snapshot
+async def whenever(event: asyncio.Event, do: Callable[[], Awaitable[None]]) -> None:
+    """Clear *event*, and *do* something, whenever it is set."""
     while True:
-        await again.wait()
-        again.clear()
-        try:
-            await running.apply(await in_time(partial(reload, running.snapshot.keyed)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
-            report(running.log, error)
-        else:
-            _announce(running, "reloaded", takes_restart=takes_restart(begun, running.snapshot))
+        await event.wait()
+        event.clear()
+        await do()
+
+
+async def _reload(running: Running, reload: Reload, begun: Snapshot) -> None:
+    """Read the file anew; one that cannot be used changes nothing."""
+    try:
+        await running.apply(await in_time(partial(reload, running.snapshot.keyed)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, what has served so far goes on
+        report(running.log, error)
+    else:
+        _announce(running, "reloaded", takes_restart=takes_restart(begun, running.snapshot))
 
 
 async def in_time(read: Callable[[], T]) -> T:

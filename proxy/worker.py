@@ -9,10 +9,9 @@ import faulthandler
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import uvloop
 
 from proxy import lifecycle
 from proxy.channel import Channel, Failed, Gone
@@ -55,13 +54,8 @@ class Seat:
 def run(seat: Seat, make: Make) -> None:
     """Serve what *make* makes of what the supervisor has read, until it says to stop."""
     faulthandler.register(STACKS)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Worker(seat, make).run())
-    except CannotListen as error:
-        raise lifecycle.CannotStart(str(error)) from None
-    except Gone:
-        pass  # before it began
+    with suppress(Gone):  # before it began
+        lifecycle.turn(_Worker(seat, make).run())
 
 
 class _Worker:
@@ -92,7 +86,7 @@ class _Worker:
                 lifecycle.tune_gc()
                 self._doors.open()
                 await channel.ask("ready", it.fits)
-                await lifecycle.unless(channel.gone, _until(self._stop))
+                await lifecycle.unless(channel.gone, self._stop.wait())
                 self._doors.shut()
                 await lifecycle.unless(self._now, self._leave(it))
         finally:
@@ -128,7 +122,7 @@ class _Worker:
         """Do what the supervisor says."""
         match name:
             case "alive":
-                pass
+                return True
             case "status":
                 return self._running.facts()
             case "reload":
@@ -161,10 +155,6 @@ class _Worker:
 
 def _source(told: dict[str, Any]) -> Source:
     return Source(told["content"].encode(), told["variables"], told["keyed"])
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _ignore() -> None:

@@ -28,7 +28,7 @@ from tests.bench.subjects import MODEL, Place, Variant, routes
 from tests.harness.client import call, request
 from tests.harness.proxy import process, serving
 from tests.harness.upstream import Upstream, answer, hang, stream
-from tests.test_supervisor import alive, children
+from tests.harness.workers import alive, children
 
 ROOT = Path(__file__).parents[1]
 

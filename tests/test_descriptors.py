@@ -18,8 +18,8 @@ from proxy.descriptors import RESERVE, Descriptors
 from tests.harness.client import Answer, Client, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import CHUNKED, SSE, Conn, Received, Upstream, answer, chunk, head
+from tests.harness.workers import secured
 from tests.test_lifecycle import BYE, HELLO
-from tests.test_supervisor import secured
 
 LIMITED = """
 import os, resource, sys

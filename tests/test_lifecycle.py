@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from time import monotonic
 
 import aiohttp
@@ -443,21 +444,16 @@ async def test_reading_that_hangs(upstream: Upstream, monkeypatch: pytest.Monkey
         running = proxy.running
         assert running is not None
         outcomes: list[Callable[[], Snapshot]] = [hang_for(hung), lambda: running.snapshot]
-        again = asyncio.Event()
-        reloading = asyncio.get_running_loop().create_task(
-            lifecycle._reload_for_ever(running, lambda _: outcomes.pop(0)(), again)
-        )
+        reload = partial(lifecycle._reload, running, lambda _: outcomes.pop(0)(), running.snapshot)
         try:
-            again.set()
+            await reload()
             failed = await proxy.event("reload_failed")
             assert failed["problems"] == ["the file was not read within 0.3 s"]
             assert (await call(proxy.port, chat())).status == 200
-            again.set()
+            await reload()
             await proxy.event("reloaded")
         finally:
             hung.set()
-            reloading.cancel()
-            await asyncio.gather(reloading, return_exceptions=True)
 
 
 def hang_for(event: threading.Event) -> Callable[[], Snapshot]:
