@@ -9,7 +9,7 @@ where it goes; it may let wait for either, and hears at the end what came of it.
 import asyncio
 from collections.abc import Awaitable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, cast
 
 from proxy.errors import DRAINING, OVERLOADED, ProxyError
 from proxy.exchange import Exchange
@@ -75,6 +75,17 @@ class Gate:
             raise ProxyError(OVERLOADED, message, headers=_RETRY, close=True)
 
 
+class _Nothing:
+    """What is awaited where there is nothing to wait for: a coroutine costs more, even one of Python's own
+    iterators does.
+    """
+
+    __await__ = ().__iter__
+
+
+_NOTHING = cast(Awaitable[None], _Nothing())
+
+
 class Admitted:
     """One *exchange* that is let in, as long as it stands in `async with`, and what it holds of us."""
 
@@ -88,20 +99,19 @@ class Admitted:
         self._inside = False
         self.exchange = exchange
 
-    async def __aenter__(self) -> Self:
+    def __aenter__(self) -> Awaitable[None]:
         if self._limits:
-            await self._enter()
-        else:
-            self._gate.enter()
+            return self._enter()
+        self._gate.enter()
         self._inside = True
-        return self
+        return _NOTHING
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> Awaitable[None]:
         # Nothing here waits, so no cancellation can come between.
         if self._inside:
             self._gate.leave()
@@ -109,6 +119,7 @@ class Admitted:
             self.drop()
         if self._entered:
             self._settle()
+        return _NOTHING
 
     def hold(self, count: int) -> None:
         """Make room for *count* more bytes of a body. Raises `ProxyError` where there is none."""
@@ -125,11 +136,14 @@ class Admitted:
         self._gate.held -= self._held
         self._held = 0
 
-    async def reserve(self) -> None:
+    def reserve(self) -> Awaitable[None]:
         """Go on, now that it is known where to, as soon as all limits allow. Raises `ProxyError`.
 
         Who waits is not in flight, and comes back in by the gate; the bytes of a body are held meanwhile.
         """
+        return self._reserve() if self._limits else _NOTHING
+
+    async def _reserve(self) -> None:
         for limit in self._limits:
             waits = limit.reserve(self.exchange)
             if waits is not None:
@@ -147,6 +161,7 @@ class Admitted:
                     await waits
                 self._entered += 1
             self._gate.enter()  # at last: who waits is not in flight
+            self._inside = True
         except BaseException:
             self._settle()
             raise

@@ -129,7 +129,7 @@ class Parser:
             self.arrival.begin()
 
     def on_message_complete(self) -> None:
-        self.arrival.complete(keep_alive=self.http.should_keep_alive())  # true of it only now
+        self.arrival.complete()
 
 
 class Arrival:
@@ -269,11 +269,11 @@ class Arrival:
             self.state = BODY
             self._closed = not (codings or b"content-length" in first or status in BODILESS)
 
-    def complete(self, *, keep_alive: bool) -> None:
+    def complete(self) -> None:
         """Take note that the body is complete, or that what went before was a 1xx."""
         if self.state is BODY:
             self.state = WHOLE
-            self.reusable = keep_alive and not self._closed
+            self.reusable = not self._closed and self._http.should_keep_alive()  # true of it only now
 
     # Inside
 

@@ -5,8 +5,9 @@ go, and notes in its exchange which model is sent.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from sys import getsizeof
+
+import msgspec
 
 from proxy.balance import Choice
 from proxy.body import Body, BodyError, Found, Piece, splice
@@ -29,8 +30,7 @@ from proxy.target import path_for, query_for
 Pieces = Sequence[Piece]
 
 
-@dataclass(slots=True, eq=False)
-class Asked:
+class Asked(msgspec.Struct, eq=False):
     """What is asked for in *exchange*, of whichever of *groups* will have it.
 
     *name* is the model asked for, as *found* in the request, and *route* says what each target

@@ -192,11 +192,11 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.writelines(pieces)
         if upload is not None:
-            self._await_first_byte(None, until)
+            self._await_first_byte(self._sent_at, None, until)
             self._sent = False
             self._pump = self.loop.create_task(self._send(upload, patience, until))
         else:
-            self._await_first_byte(patience, until)
+            self._await_first_byte(self._sent_at, patience, until)
         try:
             await self._waiter
         except (ProxyError, asyncio.CancelledError) as error:
@@ -214,10 +214,9 @@ class Connection(asyncio.Protocol):
         """Return whether part of the request has not gone out."""
         return self._blocked or (self._pump is not None and not self._sent)
 
-    def _await_first_byte(self, patience: float | None, until: float) -> None:
+    def _await_first_byte(self, now: float, patience: float | None, until: float) -> None:
         if self._waiter is None:
             return
-        now = self._clock()
         late_at = self._late_at = until if patience is None else min(now + patience, until)
         if late_at == inf:
             return
@@ -250,7 +249,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self._sent = True
-            self._await_first_byte(patience, until)
+            self._await_first_byte(self._clock(), patience, until)
 
     async def peek(self, enough: Callable[[bytes], bool], limit: int, seconds: float) -> bytes:
         """Return how the body of the answer begins, without taking it away: when *enough* says so of
@@ -306,7 +305,8 @@ class Connection(asyncio.Protocol):
         return (
             arrival is not None
             and arrival.reusable
-            and not self._unsent
+            and not self._blocked
+            and (self._pump is None or self._sent)
             and not self.transport.is_closing()
         )
 
@@ -411,7 +411,9 @@ class Connection(asyncio.Protocol):
     def head(self, status: int, reason: bytes, headers: Headers) -> None:
         """Take the head, and go on where it is waited for."""
         self.status, self.reason, self.headers = status, reason, headers
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def data(self, data: bytes) -> None:
         """Hold *data*; where too much of a body waits, nothing is read for now."""
@@ -428,7 +430,7 @@ class Connection(asyncio.Protocol):
         """Go on: there is no more of it."""
         if self._full:
             self.resume()  # else it would go into the pool, and never be heard again
-        if self._waiter is not None:
+        if self._enough is not None:
             self._wake()
 
     def broke(self, error: ProxyError) -> None:

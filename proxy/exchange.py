@@ -6,9 +6,11 @@ happened in between; what remains of it is a `Record`. Bodies and secrets never 
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
+
+import msgspec
 
 from proxy.cache import Cache
 from proxy.dialects import Azure, Dialect
@@ -46,8 +48,7 @@ class Ids:
         return "%s%05x" % (self._start, next(self._count) % 2**20)  # noqa: UP031 - the fastest
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):  # made in C, for each request
     """One try at one upstream. Times are loop time, in seconds.
 
     *abandoned*: an answer came, and another upstream was asked all the same; this says whether it may
@@ -110,8 +111,7 @@ class Learnt:
         self.written: Cache[Signature, Written] = Cache(WRITTEN_BYTES)
 
 
-@dataclass(slots=True, eq=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One client request and its answer, from its head to its record.
 
     *received* is when the head was complete, *read* when the body was, *relayed* when the first byte
@@ -124,13 +124,13 @@ class Exchange:
     surface: str
     method: str
     path: str
-    query: str = field(repr=False)
-    headers: Headers = field(repr=False)
+    query: str
+    headers: Headers
     http10: bool
     client_ip: str | None
     received: float
 
-    learnt: Learnt = field(default_factory=Learnt, repr=False)
+    learnt: Learnt = msgspec.field(default_factory=Learnt)
     dialect: Dialect | None = None
     suffix: str = ""
     azure: Azure | None = None
@@ -144,7 +144,7 @@ class Exchange:
     route: Route | None = None
     upstream: Upstream | None = None
     model_sent: str | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = msgspec.field(default_factory=list)
 
     read: float | None = None
     relayed: float | None = None
@@ -157,6 +157,9 @@ class Exchange:
     upstream_request_id: str | None = None
     quiet: bool = False
     finished: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.id}: {self.method} {self.status}>"  # a query and headers hold secrets
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""

@@ -7,7 +7,6 @@ the upstream might be the other one.
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 from proxy.body import Body, BodyError, Found, in_lower_case, meant
@@ -86,11 +85,12 @@ def find_model(body: Body, boundary: bytes) -> Found:
             found = Found(_text(body, start, end) or None, start, end, stream=False, form=True)
             if b"content-length" in headers:  # which would be another one, and need not be there
                 head = _LENGTH.sub(b"", body[begin:start])
-                found = replace(found, start=begin, before=head)
+                found.start, found.before = begin, head
     if found is None:
         before = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' % boundary
         found = Found(None, first, first, stream=False, before=before, after=b"\r\n", form=True)
-    return replace(found, stream=bool(stream))
+    found.stream = bool(stream)
+    return found
 
 
 def _parts(body: Body, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:

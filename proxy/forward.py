@@ -65,7 +65,8 @@ class Forward:
             unpacker = unpacker_of(exchange.headers)
         if unpacker is not None:
             exchange.headers = exchange.headers.without(b"content-encoding")
-        async with self._admission.admit(exchange) as admitted:
+        admitted = self._admission.admit(exchange)
+        async with admitted:
             opened = await self._ask(exchange, surface, inbound, unpacker, admitted)
             return await self._relay(exchange, opened, inbound)
 
@@ -124,7 +125,8 @@ class Forward:
             framing = length(size)  # else a GET says nothing of a body that it does not have
         if size != 0:
             upload = Upload(lambda: inbound.receive(exchange), chunked=size is None)
-        async with self._admission.admit(exchange) as admitted:
+        admitted = self._admission.admit(exchange)
+        async with admitted:
             exchange.read = self._clock()
             await admitted.reserve()
             asked = Asked(
@@ -143,7 +145,8 @@ class Forward:
             exchange.query = by_model(exchange.query)
         exchange.dialect = exchange.dialect or family(exchange.suffix)
         exchange.key = identify(exchange, surface, self._snapshot.keys)
-        async with self._admission.admit(exchange) as admitted:
+        admitted = self._admission.admit(exchange)
+        async with admitted:
             asked = self._meant(exchange, surface, upstream, names_model=names_model)
             await admitted.reserve()
             opened = await self._opener.open(asked)

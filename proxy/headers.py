@@ -189,7 +189,7 @@ def inbound(upstream: Iterable[Pair], *, drop: frozenset[bytes] = frozenset()) -
     if b"connection" in upstream.first:
         removed |= _nominated(upstream)
     return [
-        pair for name, pair in zip(upstream.names, upstream, strict=True) if name not in removed
+        pair for name, pair in zip(upstream.names, upstream, strict=False) if name not in removed
     ]
 
 
@@ -209,7 +209,7 @@ def find(pairs: Iterable[Pair], name: bytes) -> bytes | None:
 
 def lines(pairs: Iterable[Pair]) -> bytes:
     """Write *pairs* as header lines, exactly as they came."""
-    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+    return b"\r\n".join([*map(b": ".join, pairs), b""])
 
 
 # What a body is

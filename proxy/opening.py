@@ -6,7 +6,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from proxy.asked import Asked
 from proxy.balance import Choice, Scores
@@ -45,8 +46,7 @@ more.
 """
 
 
-@dataclass(slots=True, eq=False)
-class Opened:
+class Opened(msgspec.Struct, eq=False):
     """An answer that has begun, on *connection*, to an *attempt* at *choice*. *stands_for* is its
     status, or what its body says that it should have been; *hearsay*: where the caller may have made it.
     """

@@ -47,7 +47,8 @@ def endpoint(asking: Asking, surface: Surface, snapshot: Snapshot) -> Endpoint:
     async def handle(exchange: Exchange, request: Request) -> bool:
         hook = _find(snapshot.hooks, exchange.path.removeprefix("/hooks/"))
         hook.admit(exchange.headers.first.get(b"authorization"))
-        async with asking.admit(exchange) as admitted:
+        admitted = asking.admit(exchange)
+        async with admitted:
             message = hooks.read(await asking.read(admitted, request))
             exchange.headers = Headers([JSON])  # nothing of theirs goes on
             exchange.dialect, exchange.suffix, exchange.query = CHAT, "chat/completions", ""
