@@ -1,5 +1,6 @@
 """`python -m proxy` is `trunkline`."""
 
+import gc
 import sys
 
 from proxy.signals import be_patient
@@ -7,6 +8,8 @@ from proxy.signals import be_patient
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         be_patient()
+    gc.disable()  # what is imported stays
     from proxy.cli import main  # which takes a while: a signal must not end us meanwhile
 
+    gc.enable()
     raise SystemExit(main())
