@@ -24,9 +24,10 @@ def main() -> int:
         from proxy.signals import be_patient
 
         be_patient()  # what follows takes a while: a signal must not end us meanwhile
-    gc.disable()  # what is imported stays: to look for garbage in it takes a tenth of the time
+    gc.disable()
     from proxy.cli import main as run
 
+    gc.freeze()  # what is imported stays: to look for garbage in it takes a tenth of the start
     gc.enable()
     return run()
 

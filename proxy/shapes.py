@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -55,12 +56,18 @@ class Shape:
     meaning: Meaning
     statuses: frozenset[int]
     codes: frozenset[str]
-    words: re.Pattern[str]
+    words: str
     anywhere: bool = False
 
 
-def _words(*alternatives: str) -> re.Pattern[str]:
-    return re.compile("|".join(alternatives), re.IGNORECASE | re.ASCII)
+def _words(*alternatives: str) -> str:
+    return "|".join(alternatives)
+
+
+@cache
+def _pattern(words: str) -> re.Pattern[str]:
+    """Return what finds *words*: made with the first error of a status, as all at once would delay the start."""
+    return re.compile(words, re.IGNORECASE | re.ASCII)
 
 
 SHAPES = (
@@ -275,7 +282,7 @@ def meaning(status: int, told: Said) -> Meaning | None:
     """Return what an error means that stands for *status* and has *told* this."""
     for shape in SHAPES:
         if status in shape.statuses and _fits(shape, told):
-            refused = any(_REFUSED.search(text) for text in (*told.codes, *told.texts))
+            refused = any(_pattern(_REFUSED).search(text) for text in (*told.codes, *told.texts))
             others = shape.meaning in (Meaning.ACCOUNT, Meaning.PERMISSION)
             return None if refused and others else shape.meaning
     return _PLAINLY.get(status)
@@ -305,9 +312,10 @@ def hearsay(told: Said, request: bytes | bytearray, *names: str) -> bool:
 def _fits(shape: Shape, told: Said) -> bool:
     if not shape.codes.isdisjoint(told.codes):
         return True
+    words = _pattern(shape.words)
     if shape.anywhere:
-        return any(shape.words.search(text) for text in (*told.texts, *told.quotes))
-    return any(shape.words.match(text.lstrip()) for text in told.texts)
+        return any(words.search(text) for text in (*told.texts, *told.quotes))
+    return any(words.match(text.lstrip()) for text in told.texts)
 
 
 def said(body: bytes) -> Said:
