@@ -273,7 +273,9 @@ class Arrival:
         """Take note that the body is complete, or that what went before was a 1xx."""
         if self.state is BODY:
             self.state = WHOLE
-            self.reusable = not self._closed and self._http.should_keep_alive()  # true of it only now
+            self.reusable = (
+                not self._closed and self._http.should_keep_alive()
+            )  # true of it only now
 
     # Inside
 

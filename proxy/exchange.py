@@ -159,7 +159,9 @@ class Exchange(msgspec.Struct, eq=False):
     finished: bool = False
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.id}: {self.method} {self.status}>"  # a query and headers hold secrets
+        return (
+            f"<Exchange {self.id}: {self.method} {self.status}>"  # a query and headers hold secrets
+        )
 
     def begin(self, upstream: Upstream, now: float) -> Attempt:
         """Open the next attempt, at *upstream*."""
