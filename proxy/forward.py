@@ -68,7 +68,7 @@ class Forward:
         admitted = self._admission.admit(exchange)
         async with admitted:
             opened = await self._ask(exchange, surface, inbound, unpacker, admitted)
-            return await self._relay(exchange, opened, inbound)
+            return await self._pass(self._relay(exchange, opened, inbound), opened, exchange)
 
     async def _ask(
         self,
@@ -132,7 +132,8 @@ class Forward:
             asked = Asked(
                 exchange, groups, passthrough, framing=framing, upload=upload, strip=surface.strip
             )
-            return await self._relay(exchange, await self._opener.open(asked), inbound)
+            opened = await self._opener.open(asked)
+            return await self._pass(self._relay(exchange, opened, inbound), opened, exchange)
 
     async def converse(
         self, exchange: Exchange, surface: Surface, inbound: Inbound, upstream: Upstream | None
@@ -151,14 +152,12 @@ class Forward:
             await admitted.reserve()
             opened = await self._opener.open(asked)
             if opened.connection.status != 101:
-                return await self._relay(exchange, opened, inbound)
+                return await self._pass(self._relay(exchange, opened, inbound), opened, exchange)
             timeouts = opened.choice.target.timeouts
-            await self._pass(
-                Tunnel(exchange, opened.attempt, opened.connection, inbound, timeouts, self._clock),
-                opened,
-                exchange,
+            tunnel = Tunnel(
+                exchange, opened.attempt, opened.connection, inbound, timeouts, self._clock
             )
-            return False
+            return await self._pass(tunnel, opened, exchange)
 
     def _meant(
         self,
@@ -198,9 +197,9 @@ class Forward:
 
     # Relay
 
-    async def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> bool:
+    def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> Relay:
         route = exchange.route
-        relay = Relay(
+        return Relay(
             exchange,
             opened.attempt,
             opened.connection,
@@ -212,10 +211,9 @@ class Forward:
             echo=exchange.echo,
             taps=(Unnamed(exchange),) if route is not None and exchange.model is None else (),
         )
-        await self._pass(relay, opened, exchange)
-        return relay.keep_alive
 
-    async def _pass(self, relay: Relay | Tunnel, opened: Opened, exchange: Exchange) -> None:
+    async def _pass(self, relay: Relay | Tunnel, opened: Opened, exchange: Exchange) -> bool:
+        """Pass the answer on; return whether the client's connection may be used again."""
         self._relays.add(relay)
         try:
             await relay.run()
@@ -223,3 +221,4 @@ class Forward:
             self._relays.discard(relay)
             opened.attempt.ended = self._clock()
             self._opener.done(opened, exchange.outcome, exchange.error)
+        return relay.keep_alive

@@ -33,6 +33,8 @@ class Tunnel:
     along what the upstream says, behind the one that knows an end.
     """
 
+    keep_alive = False
+
     def __init__(
         self,
         exchange: Exchange,
