@@ -75,12 +75,10 @@ def find_model(body: Body, boundary: bytes) -> Found:
             raise BodyError("the form has too many headers")
         parameters = _disposition(headers.get(b"content-disposition", b""))
         if parameters[b"name"] == b"stream":
-            if stream is not None:
-                raise BodyError("the form has two `stream` parts", "stream")
+            _check_only(stream, "stream")
             stream = bytes(body[start : min(end, start + 8)]) in _TRUE
         if parameters[b"name"] == b"model":
-            if found is not None:
-                raise BodyError("the form has two `model` parts", "model")
+            _check_only(found, "model")
             _check_plain(headers, parameters)
             found = Found(_text(body, start, end) or None, start, end, stream=False, form=True)
             if b"content-length" in headers:  # which would be another one, and need not be there
@@ -103,12 +101,8 @@ def _parts(body: Body, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
     if at < 0 or body.find(b"\r" + delimiter) >= 0:
         raise BodyError("the form has no delimiter, or one in an odd place")
     for _ in range(_DELIMITERS):
-        follow = _FOLLOW.match(body, at + len(delimiter))
-        if follow is None and begin is None:
-            raise BodyError("the form does not begin with a delimiter")
+        follow = _delimited(body, delimiter, at)
         if follow is not None:
-            if follow.lastgroup == "odd" or (at > 0 and body[max(at - 2, 0) : at] != b"\r\n"):
-                raise BodyError("the form has a malformed delimiter")
             if begin is not None:
                 yield begin, at - 2
             begin = follow.end()
@@ -116,11 +110,23 @@ def _parts(body: Body, delimiter: bytes, at: int) -> Iterator[tuple[int, int]]:
                 if body.find(delimiter, begin) >= 0:
                     raise BodyError("the form goes on after its end")
                 return
+        elif begin is None:
+            raise BodyError("the form does not begin with a delimiter")
         # The line break before a delimiter is part of it, so that no two of them overlap.
         at = body.find(b"\n" + delimiter, at + len(delimiter)) + 1
         if at == 0:
             raise BodyError("the form has no end")
     raise BodyError("the form has too many parts")
+
+
+def _delimited(body: Body, delimiter: bytes, at: int) -> re.Match[bytes] | None:
+    """Return how the line goes on of which *delimiter* stands *at*, None where it is content."""
+    follow = _FOLLOW.match(body, at + len(delimiter))
+    if follow is None:
+        return None
+    if follow.lastgroup == "odd" or (at > 0 and body[max(at - 2, 0) : at] != b"\r\n"):
+        raise BodyError("the form has a malformed delimiter")
+    return follow
 
 
 def _head(body: Body, begin: int, end: int) -> tuple[dict[bytes, bytes], int]:
@@ -172,6 +178,11 @@ def _parse(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     if first is None or _REST.fullmatch(value, position) is None:
         raise BodyError("a header of the form is malformed")
     return first[1].lower(), parameters
+
+
+def _check_only(earlier: object | None, name: str) -> None:
+    if earlier is not None:
+        raise BodyError(f"the form has two `{name}` parts", name)
 
 
 def _check_plain(headers: dict[bytes, bytes], parameters: dict[bytes, bytes]) -> None:

@@ -40,15 +40,17 @@ def model_in_query(query: str) -> str | None:
     """
     parts = query.split("&")
     found = [part for part in parts if _may_name_model(part)]
-    if any(";" in part and any(map(_may_name_model, part.split(";")[1:])) for part in parts):
+    if any(map(_hides_model, parts)):
         raise _behind_semicolon()
     if any(_name(part).casefold() == "deployment" for part in parts):
         raise BodyError("the query names a `deployment`; write `model`", "model")
+    if not found:
+        return None
     if len(found) > 1:
         raise BodyError("the query has two `model` parameters", "model")
-    if found and not _names_model(found[0]):
+    if not _names_model(found[0]):
         raise in_lower_case(_name(found[0]))
-    return (_value(found[0]) or None) if found else None
+    return _value(found[0]) or None
 
 
 def without_model(query: str, asked: str | None) -> str:
@@ -134,6 +136,10 @@ def _names_model(part: str) -> bool:
 
 def _may_name_model(part: str) -> bool:
     return meant(_name(part)) == "model"
+
+
+def _hides_model(part: str) -> bool:
+    return any(map(_may_name_model, part.split(";")[1:]))
 
 
 def _name(part: str) -> str:
