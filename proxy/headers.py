@@ -140,7 +140,7 @@ _RESPONSE_DROPPED = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 
 def outbound(
-    client: Iterable[Pair],
+    client: Headers,
     *,
     drop: frozenset[bytes],
     strip: Names = NO_NAMES,
@@ -153,16 +153,7 @@ def outbound(
     `accept-encoding` on a stream. *strip* is what stays here beside what an `EDGE` says, *keep* what of
     both goes up all the same. With *passthrough* the client's own credentials stay.
     """
-    if not isinstance(client, Headers):
-        client = Headers(client)
-    removed = _REQUEST_REMOVED if passthrough else _REQUEST_REMOVED_KEYS
-    if keep or strip.exact:
-        always = _REQUEST_DROPPED if passthrough else _REQUEST_DROPPED_KEYS
-        removed = ((removed | strip.exact) - keep) | always
-    if not drop <= removed:
-        removed |= drop
-    if b"connection" in client.first:
-        removed |= {folded(name) for name in _nominated(client)}
+    removed = _removed(client, drop, strip.exact, keep, passthrough=passthrough)
     names = client.names
     if b"_" in b"".join(names):
         names = [folded(name) for name in names]
@@ -181,10 +172,28 @@ def outbound(
     ]
 
 
-def inbound(upstream: Iterable[Pair], *, drop: frozenset[bytes] = frozenset()) -> list[Pair]:
+def _removed(
+    client: Headers,
+    drop: frozenset[bytes],
+    strip: frozenset[bytes],
+    keep: frozenset[bytes],
+    *,
+    passthrough: bool,
+) -> frozenset[bytes]:
+    """Return the names (`folded`) that never go upstream, of those that are known whole."""
+    removed = _REQUEST_REMOVED if passthrough else _REQUEST_REMOVED_KEYS
+    if keep or strip:
+        always = _REQUEST_DROPPED if passthrough else _REQUEST_DROPPED_KEYS
+        removed = ((removed | strip) - keep) | always
+    if not drop <= removed:
+        removed |= drop
+    if b"connection" in client.first:
+        removed |= {folded(name) for name in _nominated(client)}
+    return removed
+
+
+def inbound(upstream: Headers, *, drop: frozenset[bytes] = frozenset()) -> list[Pair]:
     """Return the upstream's headers that go to the client, in their order."""
-    if not isinstance(upstream, Headers):
-        upstream = Headers(upstream)
     removed = _RESPONSE_DROPPED | drop if drop else _RESPONSE_DROPPED
     if b"connection" in upstream.first:
         removed |= _nominated(upstream)
