@@ -90,11 +90,7 @@ class Matcher:
 
     def _find(self, exchange: Exchange, surface: Surface, asked: str | None) -> Matched:
         """Do what `match` does, for what was not matched before."""
-        if asked is None:
-            route = self._unnamed(exchange, surface)
-        else:
-            route = self._named(exchange, surface, asked)
-        exchange.route = route
+        route = exchange.route = self._route(exchange, surface, asked)
         name = None if asked is None and route.pattern.prefix else asked or route.name
         groups = route.groups if route.switch is None else route.switch.choose(exchange.headers)
         targets: Sequence[Target] = groups[0].targets
@@ -105,13 +101,13 @@ class Matcher:
         passthrough, shown = surface.auth == "passthrough", exchange.model or route.name
         if passthrough:
             targets = targets[:1]
-            if not upstream.passthrough:
-                message = f'The model "{shown}" does not take a caller\'s own credential.'
-                raise ProxyError(MODEL_NOT_ALLOWED, message, param="model")
+            _check_passthrough(upstream, f'The model "{shown}"', "model")
         check_able(targets, exchange.dialect, shown, passthrough=passthrough)
         return Matched(route, groups, name, exchange.model, sent, upstream)
 
-    def _named(self, exchange: Exchange, surface: Surface, asked: str) -> Route:
+    def _route(self, exchange: Exchange, surface: Surface, asked: str | None) -> Route:
+        if asked is None:
+            return self._unnamed(exchange, surface)
         key = exchange.key
         shown = exchange.model = printable(asked)
         route = self._routes.match(asked) if surface.shows(asked) else None
@@ -128,7 +124,7 @@ class Matcher:
         """
         key, route = exchange.key, self._routes.unnamed()
         if route is not None and not route.pattern.prefix and surface.shows(route.name):
-            return self._named(exchange, surface, route.name)
+            return self._route(exchange, surface, route.name)
         if route is None or not route.pattern.prefix:
             message = "The request names no model, and there is no default one."
             raise ProxyError(INVALID_MODEL, message, param="model")
@@ -194,10 +190,16 @@ def _may_use(exchange: Exchange, surface: Surface, upstream: Upstream | None) ->
         raise ProxyError(MODEL_NOT_ALLOWED, message)
     if upstream is None:
         raise ProxyError(NOT_FOUND, "There is no such upstream.")
-    if surface.auth == "passthrough" and not upstream.passthrough:
-        message = "This path does not take a caller's own credential."
-        raise ProxyError(MODEL_NOT_ALLOWED, message)
+    if surface.auth == "passthrough":
+        _check_passthrough(upstream, "This path")
     if dialect is MODELS and not upstream.speaks(dialect):
         message = f'The upstream "{upstream.name}" has no list of models.'
         raise ProxyError(ENDPOINT_NOT_SUPPORTED, message)
     return upstream
+
+
+def _check_passthrough(upstream: Upstream, what: str, param: str | None = None) -> None:
+    """Refuse *what* leads to *upstream* if that wants a credential of ours."""
+    if not upstream.passthrough:
+        message = f"{what} does not take a caller's own credential."
+        raise ProxyError(MODEL_NOT_ALLOWED, message, param=param)
