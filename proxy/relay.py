@@ -28,7 +28,7 @@ from proxy.errors import (
     render_event,
 )
 from proxy.exchange import Attempt, Exchange
-from proxy.headers import has_model, is_plain, is_stream
+from proxy.headers import Headers, has_model, is_plain, is_stream
 from proxy.peers import Stall
 from proxy.ports import Downstream, Tap, together
 from proxy.relayed import head
@@ -273,12 +273,7 @@ class Relay:
             reframe = self._marker.checked or self._comment_after is not None
         else:
             self._comment_after = None
-        if (
-            self._asked is not None
-            and (status == 200 or (self._marker is not None and is_good(status)))
-            and is_plain(headers)
-            and has_model(headers)
-        ):
+        if self._asked is not None and self._has_model(status, headers):
             self._echo = Echo(self._asked, stream=self._marker is not None)
             reframe = True
         begun, self._chunked, self.keep_alive = head(
@@ -291,6 +286,11 @@ class Relay:
             keep_alive=self.keep_alive,
         )
         return begun
+
+    def _has_model(self, status: int, headers: Headers) -> bool:
+        """Return whether the answer may say a model, in whose place the one stands that was asked for."""
+        good = status == 200 if self._marker is None else is_good(status)
+        return good and is_plain(headers) and has_model(headers)
 
     def _ending(self) -> Ending:
         """Return what must be seen before an end of this stream counts as finished."""
@@ -409,16 +409,21 @@ class Relay:
         """Put a comment into a stream that has been silent for a while, if it stands between events."""
         assert self._comment_after is not None
         left = max(self._last, self._spoke) + self._comment_after - self._clock()
-        marker = self._marker
         if left <= 0:
             left = self._comment_after
-            over = marker is None or marker.over or self._out.is_closing()
-            early = self._unsure is not None and not self._wanted  # it may be no stream
-            if not over and not early and marker is not None and marker.quiet and not self._paused:
+            if self._may_comment():
                 gemini = "gemini" in (self._shape, shape_of(self._exchange.path))
                 self._write(_COMMENT_ALONE if gemini else _COMMENT)
                 self._spoke = self._clock()
         self._comment = self._loop.call_later(left, self._check_silence)
+
+    def _may_comment(self) -> bool:
+        marker = self._marker
+        if marker is None or marker.over or not marker.quiet:
+            return False
+        if self._unsure is not None and not self._wanted:  # it may be no stream
+            return False
+        return not self._paused and not self._out.is_closing()
 
     def _check_idle(self) -> None:
         limit = self._timeouts.idle
