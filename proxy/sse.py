@@ -256,15 +256,7 @@ class Tap:
         for end in ends(events):
             data = b"\n".join(_DATA.findall(events[begin:end]))
             begin = end
-            try:
-                choices = _CHUNK.decode(data).choices
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue
-            if choices is None:
-                if self._foreign is None and data.strip(b" \t{}") and b'"choices"' not in data:
-                    self._foreign = True
-                continue
-            self._foreign = False
+            choices = self._choices(data)
             for choice in choices:
                 self._note(choice.index or 0, ended=bool(choice.finish_reason))
             if first and choices:
@@ -273,6 +265,18 @@ class Tap:
                     break
                 first = False
         self.finished = bool(self._reasons) and not self._going_on
+
+    def _choices(self, data: bytes) -> list[_Choice]:
+        """Return the choices of the chunk in *data*, and take note of whether it is one."""
+        try:
+            choices = _CHUNK.decode(data).choices
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return []
+        if choices is not None:
+            self._foreign = False
+        elif self._foreign is None and data.strip(b" \t{}") and b'"choices"' not in data:
+            self._foreign = True
+        return choices or []
 
     def _note(self, index: int, *, ended: bool) -> None:
         """Take note that the choice of this *index* goes on, or has *ended*."""
@@ -297,16 +301,20 @@ def _is_marked(events: bytes, ending: Ending) -> bool:
     for words in _SPEECH[ending]:
         at = events.rfind(words)  # from the end, where it stands if anywhere
         while at >= 0:
-            begin = at - len(field) - (events[at - 1 : at] == b" ")
-            if begin < 0 or not events.startswith(field, begin):
-                if field == b"event:" and _has_type(events, at, words):
-                    return True
-            elif (begin == 0 or events[begin - 1] in b"\r\n") and (
-                field == b"data:" or _NAME_ENDS.match(events, at + len(words))
-            ):
+            if _marks(events, at, words, field):
                 return True
             at = events.rfind(words, 0, at)
     return False
+
+
+def _marks(events: bytes, at: int, words: bytes, field: bytes) -> bool:
+    """Return whether *words*, which stand *at*, are what *field* says, or the `type` of the data of an event."""
+    begin = at - len(field) - (events[at - 1 : at] == b" ")
+    if begin < 0 or not events.startswith(field, begin):
+        return field == b"event:" and _has_type(events, at, words)
+    if begin > 0 and events[begin - 1] not in b"\r\n":
+        return False
+    return field == b"data:" or _NAME_ENDS.match(events, at + len(words)) is not None
 
 
 def _has_type(events: bytes, at: int, words: bytes) -> bool:
@@ -419,15 +427,19 @@ def _failure(event: bytes) -> Said | None:
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         tree = msgspec.json.decode(b"\n".join(_DATA.findall(event)))
     for one in tree if isinstance(tree, list) else [tree]:
-        if not isinstance(one, dict):
-            continue
-        response = one.get("response")
-        for place in (one, response if isinstance(response, dict) else {}):
-            error = place.get("error")
-            if isinstance(error, dict):
-                return gathered(error)
-            if error:
-                return gathered(place)
-        if "error" in (one.get("object"), one.get("type")):
-            return gathered(one)
+        error = _error_of(one) if isinstance(one, dict) else None
+        if error is not None:
+            return gathered(error)
     return gathered(tree) if _NAMED.search(event) else None
+
+
+def _error_of(data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what in *data* says that its upstream has failed, None where nothing does."""
+    response = data.get("response")
+    for place in (data, response if isinstance(response, dict) else {}):
+        error = place.get("error")
+        if isinstance(error, dict):
+            return error
+        if error:
+            return place
+    return data if "error" in (data.get("object"), data.get("type")) else None
