@@ -505,12 +505,16 @@ def _said(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return (error.strerror or "not found").lower()
     if isinstance(error, OSError):
-        inner: tuple[Exception, ...] = getattr(error, "exceptions", (error,))
-        numbers = [one.errno for one in inner if isinstance(one, OSError) and one.errno]
+        numbers = [one.errno for one in _each(error) if one.errno]
         return ", ".join(dict.fromkeys(map(os.strerror, numbers))).lower() or "connection lost"
     return "is not a host name"
 
 
 def _refused(error: OSError) -> bool:
+    return any(isinstance(one, ConnectionRefusedError) for one in _each(error))
+
+
+def _each(error: OSError) -> list[OSError]:
+    """Return what went wrong at each of the addresses that were tried."""
     inner = getattr(error, "exceptions", (error,))
-    return any(isinstance(one, ConnectionRefusedError) for one in inner)
+    return [one for one in inner if isinstance(one, OSError)]
