@@ -20,7 +20,7 @@ class Gone(Exception):
     """The other side is there no longer."""
 
 
-class Failed(Exception):
+class NoAnswer(Exception):
     """The other side could not answer; the message says why."""
 
 
@@ -45,7 +45,7 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=sock, limit=LINE_BYTES), answer)
 
     async def ask(self, name: str, value: Any = None, seconds: float | None = None) -> Any:
-        """Return the answer to a question. Raises `Gone`, `Failed`, and `TimeoutError` after *seconds*."""
+        """Return the answer to a question. Raises `Gone`, `NoAnswer`, and `TimeoutError` after *seconds*."""
         if self.gone.is_set():
             raise Gone
         number = next(self._numbers)
@@ -101,6 +101,6 @@ class Channel:
         if asked is None or asked.done():
             return  # nobody waits any more
         if "failed" in got:
-            asked.set_exception(Failed(got["failed"]))
+            asked.set_exception(NoAnswer(got["failed"]))
         else:
             asked.set_result(got["value"])

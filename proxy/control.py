@@ -39,7 +39,7 @@ class Nobody(Exception):
     """No process of ours serves the file, as far as can be known."""
 
 
-class Failed(Exception):
+class NoAnswer(Exception):
     """The process could not answer; the message says why."""
 
 
@@ -59,7 +59,7 @@ def address_of(file: Path, environ: Mapping[str, str] = os.environ) -> str | Non
 
 def ask(address: str | None, name: str, value: Any = None, *, seconds: float) -> Any:
     """Return what the process at *address* answers to the question *name*, within *seconds*. Raises
-    `Nobody`, `Failed`, and `OSError` where it is there and does not answer.
+    `Nobody`, `NoAnswer`, and `OSError` where it is there and does not answer.
     """
     if address is None:
         raise Nobody
@@ -81,7 +81,7 @@ def ask(address: str | None, name: str, value: Any = None, *, seconds: float) ->
     except ValueError:
         raise ConnectionResetError("it broke off") from None
     if "failed" in told:
-        raise Failed(told["failed"])
+        raise NoAnswer(told["failed"])
     return told["value"]
 
 
@@ -119,7 +119,7 @@ class _Control:
         while not await self._listen():
             if not asked:
                 asked = True
-                with suppress(Nobody, Failed, OSError):
+                with suppress(Nobody, NoAnswer, OSError):
                     seconds = GIVEN_WAY_SECONDS
                     await asyncio.to_thread(ask, self._address, _GIVE_WAY, seconds=seconds)
             elif self._loop.time() > deadline:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from proxy.channel import Channel, Failed, Gone
+from proxy.channel import Channel, Gone, NoAnswer
 from proxy.children import Children
 from proxy.config import Snapshot, Source
 from proxy.descriptors import Descriptors
@@ -134,7 +134,7 @@ class Crew:
         child.watching = self._loop.create_task(self._watch(child))
         child.watching.add_done_callback(lambda _: child.gone.set())
         try:
-            await self._settle(child)
+            await self._wait_for(child)
         except BaseException:
             await child.kill()
             raise
@@ -158,11 +158,11 @@ class Crew:
             self._processes.done(process)
             raise
 
-    async def _settle(self, child: Child) -> None:
+    async def _wait_for(self, child: Child) -> None:
         """Wait until *child* is ready, and serves what the others serve. Raises `CannotStart`."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                await unless(child.gone, child.settled.wait())
+                await unless(child.gone, child.ready.wait())
         except TimeoutError:
             why = f"worker {child.number} was not ready in {READY_SECONDS:.0f} s"
             raise CannotStart(why) from None
@@ -195,7 +195,7 @@ class Crew:
                 }
             case _:  # "ready"
                 child.fits = facts
-                child.settled.set()
+                child.ready.set()
                 return None
 
     # Another one takes its seat
@@ -230,7 +230,7 @@ class Crew:
                 unanswered = 0
             except TimeoutError:
                 unanswered += 1
-            except (Gone, Failed):
+            except (Gone, NoAnswer):
                 pass  # it is about to end
             if unanswered == 2:
                 pid = child.process.pid

@@ -40,7 +40,7 @@ TOLD: Mapping[str, Kind] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Call:
     """What an endpoint that carries a model takes: *example*, less the model, of which *required* are
     the fields it cannot do without. *files* are the fields of a form that hold files.
     """
@@ -59,69 +59,69 @@ _HELLO = {"role": "user", "content": "Say hello in one short sentence."}
 _ANTHROPIC = {"anthropic-version": "2023-06-01"}
 _TURN = {"contents": [{"role": "user", "parts": [{"text": _HELLO["content"]}]}]}
 
-FORMS: Mapping[str, Form] = {
-    "chat/completions": Form(
+CALLS: Mapping[str, Call] = {
+    "chat/completions": Call(
         "Chat completions",
         ("messages",),
         {"messages": [_HELLO], "stream": True},
         streams=True,
     ),
-    "responses": Form(
+    "responses": Call(
         "Responses", ("input",), {"input": _HELLO["content"], "stream": True}, streams=True
     ),
-    "messages": Form(
+    "messages": Call(
         "Messages",
         ("messages", "max_tokens"),
         {"max_tokens": 512, "messages": [_HELLO], "stream": True},
         streams=True,
         headers=_ANTHROPIC,
     ),
-    "completions": Form(
+    "completions": Call(
         "Completions",
         ("prompt",),
         {"prompt": "Once upon a time", "max_tokens": 64, "stream": True},
         streams=True,
     ),
-    "fim/completions": Form(
+    "fim/completions": Call(
         "Fill in the middle",
         ("prompt",),
         {"prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 32},
         streams=True,
     ),
-    "messages/count_tokens": Form(
+    "messages/count_tokens": Call(
         "Count the tokens of a message", ("messages",), {"messages": [_HELLO]}, headers=_ANTHROPIC
     ),
-    "responses/input_tokens": Form("Count the tokens of a response", (), {"input": "Hello"}),
-    "responses/compact": Form("Compact a conversation", (), {"input": [_HELLO]}),
-    "embeddings": Form("Embeddings", ("input",), {"input": "one two three"}, tag="Vectors"),
-    "rerank": Form(
+    "responses/input_tokens": Call("Count the tokens of a response", (), {"input": "Hello"}),
+    "responses/compact": Call("Compact a conversation", (), {"input": [_HELLO]}),
+    "embeddings": Call("Embeddings", ("input",), {"input": "one two three"}, tag="Vectors"),
+    "rerank": Call(
         "Rerank documents",
         ("documents",),
         {"query": "two", "documents": ["one", "two", "three"]},
         tag="Vectors",
     ),
-    "moderations": Form("Moderations", ("input",), {"input": "one two three"}, tag="Vectors"),
-    "images/generations": Form(
+    "moderations": Call("Moderations", ("input",), {"input": "one two three"}, tag="Vectors"),
+    "images/generations": Call(
         "Generate images", ("prompt",), {"prompt": "A lighthouse at dusk"}, tag="Images"
     ),
-    "images/edits": Form("Edit images", (), {"prompt": "At dawn"}, files=("image",), tag="Images"),
-    "images/variations": Form("Vary images", files=("image",), tag="Images"),
-    "videos": Form("Generate videos", ("prompt",), {"prompt": "Waves at dusk"}, tag="Images"),
-    "audio/speech": Form(
+    "images/edits": Call("Edit images", (), {"prompt": "At dawn"}, files=("image",), tag="Images"),
+    "images/variations": Call("Vary images", files=("image",), tag="Images"),
+    "videos": Call("Generate videos", ("prompt",), {"prompt": "Waves at dusk"}, tag="Images"),
+    "audio/speech": Call(
         "Speech from text",
         ("input",),
         {"input": _HELLO["content"], "voice": "alloy"},
         tag="Audio",
         answer="audio/mpeg",
     ),
-    "audio/transcriptions": Form("Text from speech", files=("file",), tag="Audio"),
-    "audio/translations": Form("English text from speech", files=("file",), tag="Audio"),
-    "gemini:generateContent": Form("Generate content", ("contents",), _TURN, tag="Gemini"),
-    "gemini:streamGenerateContent": Form(
+    "audio/transcriptions": Call("Text from speech", files=("file",), tag="Audio"),
+    "audio/translations": Call("English text from speech", files=("file",), tag="Audio"),
+    "gemini:generateContent": Call("Generate content", ("contents",), _TURN, tag="Gemini"),
+    "gemini:streamGenerateContent": Call(
         "Stream content", ("contents",), _TURN, streams=True, tag="Gemini"
     ),
-    "gemini:countTokens": Form("Count tokens", (), _TURN, tag="Gemini"),
-    "gemini:embedContent": Form(
+    "gemini:countTokens": Call("Count tokens", (), _TURN, tag="Gemini"),
+    "gemini:embedContent": Call(
         "Embed content", ("content",), {"content": {"parts": [{"text": "one two"}]}}, tag="Gemini"
     ),
 }

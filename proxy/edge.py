@@ -331,13 +331,13 @@ class Handler(RequestHandler):
 
     __slots__ = (
         "_answering",
+        "_behind",
         "_deaf",
         "_due",
         "_given",
         "_head_bytes",
         "_head_timer",
         "_heads",
-        "_held",
         "_incoming",
         "_lookout",
         "_outbox",
@@ -380,7 +380,7 @@ class Handler(RequestHandler):
         self.known = known  # a request of this client was one that it may make
         self.idle_since = 0.0  # where it is idle
         self.is_new = True  # nothing has been asked yet
-        self._held = bytearray()
+        self._behind = bytearray()
         self._deaf = False  # nothing more of this connection is a request
         self._incoming: StreamReader = EMPTY_PAYLOAD  # the body of the request that came last
         self._surplus = False  # whether the packet with it held the beginning of another head
@@ -416,10 +416,10 @@ class Handler(RequestHandler):
             early = request.complete()
         else:  # a request may be queued whose handling has not begun
             early = bool(self._messages) and self._incoming.is_eof()
-        if data and (early or self._held):
-            self._held += data
-            if len(self._held) > PIPELINED_BYTES:
-                self._held.clear()
+        if data and (early or self._behind):
+            self._behind += data
+            if len(self._behind) > PIPELINED_BYTES:
+                self._behind.clear()
                 self._deaf = True
         elif not self._incoming.is_eof():
             self._take_body(data)
@@ -532,9 +532,9 @@ class Handler(RequestHandler):
             # It has said more than is kept before it had its answer, and some of that is lost.
             self.transport.abort()
             return
-        early = self._message_tail + bytes(self._held)
+        early = self._message_tail + bytes(self._behind)
         self._message_tail = b""
-        self._held.clear()
+        self._behind.clear()
         self._take = take
         self._deaf = True  # for everything else: no request will follow
         if early:
@@ -544,7 +544,7 @@ class Handler(RequestHandler):
     def idle(self) -> bool:
         """Return whether nothing is asked, and nothing has been read of what may be asked next."""
         waiter = self._waiter
-        if waiter is None or waiter.done() or self._messages or self._held or self._deaf:
+        if waiter is None or waiter.done() or self._messages or self._behind or self._deaf:
             return False
         if self._head_timer is not None:
             return False
@@ -635,9 +635,9 @@ class Handler(RequestHandler):
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(1.0)
-        elif not self._messages and (self._held or self._surplus):
-            held, self._held = bytes(self._held), bytearray()
-            self.data_received(held)  # which also wakes the parser, where it has kept something
+        elif not self._messages and (self._behind or self._surplus):
+            behind, self._behind = bytes(self._behind), bytearray()
+            self.data_received(behind)  # which also wakes the parser, where it has kept something
             if self._surplus and not self._messages:
                 self._await_head()
         if not request.complete() and not self._force_close:
@@ -676,9 +676,9 @@ class Handler(RequestHandler):
         try:
             if request.complete():
                 self.watch()
-            elif self._held:
-                held, self._held = bytes(self._held), bytearray()
-                self._take_body(held)
+            elif self._behind:
+                behind, self._behind = bytes(self._behind), bytearray()
+                self._take_body(behind)
             return await self._answering.handle(request)
         finally:
             self._current_request = None

@@ -18,14 +18,14 @@ from proxy.dialects import GEMINI, REALTIME, Dialect
 from proxy.directory import (
     ANSWERED,
     BODY,
+    CALLS,
     FIXED,
-    FORMS,
     HEAD,
     KEPT,
     MODEL,
     TOLD,
+    Call,
     Fixed,
-    Form,
     fields,
 )
 from proxy.errors import Kind, ProxyError, Shape, render
@@ -226,7 +226,7 @@ Row = tuple[str, str, Json, set[int]]
 def _operations(view: View) -> Iterator[Row]:
     for suffix, dialect in sorted(view.dialects.items(), key=lambda item: _rank(item[0])):
         if dialect is GEMINI:
-            for name in (name for name in FORMS if name.startswith("gemini:")):
+            for name in (name for name in CALLS if name.startswith("gemini:")):
                 path = f"{view.native}/models/{{model}}:{name.removeprefix('gemini:')}"
                 yield _carrying(view, path, name, dialect)
         elif dialect is REALTIME:
@@ -243,15 +243,15 @@ def _operations(view: View) -> Iterator[Row]:
 
 
 def _rank(suffix: str) -> int:
-    known = [*FORMS]
+    known = [*CALLS]
     return known.index(suffix) if suffix in known else len(known)
 
 
 def _carrying(view: View, path: str, name: str, dialect: Dialect) -> Row:
-    form = FORMS.get(name, Form(name, tag="Other"))
+    call = CALLS.get(name, Call(name, tag="Other"))
     model = next(iter([*view.speakers(dialect), *view.models, UNKNOWN_MODEL]))
-    example = dict(form.example)
-    parameters = [_parameter("header", name, value) for name, value in form.headers.items()]
+    example = dict(call.example)
+    parameters = [_parameter("header", name, value) for name, value in call.headers.items()]
     properties = {key: _schema(value) for key, value in example.items()}
     parameters += _switches(view, model, dialect)
     if dialect.carries == "body":
@@ -261,17 +261,17 @@ def _carrying(view: View, path: str, name: str, dialect: Dialect) -> Row:
         parameters.insert(0, _parameter("path", "model", model))
     if name == "gemini:streamGenerateContent":
         parameters.append(_parameter("query", "alt", "sse"))
-    if form.files:
-        properties |= {file: {"type": "string", "format": "binary"} for file in form.files}
+    if call.files:
+        properties |= {file: {"type": "string", "format": "binary"} for file in call.files}
     schema: Json = {"type": "object", "properties": properties, "additionalProperties": True}
-    if form.required:
-        schema["required"] = [*form.required]
-    media = "multipart/form-data" if form.files else "application/json"
-    answers: Json = {form.answer: {"schema": _ANYTHING}}
-    if form.streams:
+    if call.required:
+        schema["required"] = [*call.required]
+    media = "multipart/form-data" if call.files else "application/json"
+    answers: Json = {call.answer: {"schema": _ANYTHING}}
+    if call.streams:
         answers["text/event-stream"] = {}
     operation: Json = {
-        **_named(form.summary, form.tag, name),
+        **_named(call.summary, call.tag, name),
         "security": _security(view.surface, native=dialect is GEMINI),
         "parameters": parameters,
         "requestBody": {

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.channel import Channel, Failed, Gone
+from proxy.channel import Channel, Gone, NoAnswer
 from proxy.config import Source
 from proxy.handover import Recipient
 from proxy.sinks import Log
@@ -18,7 +18,7 @@ ANSWER_SECONDS = 1.0
 """Wait this long for a worker that is asked how it is, or told what to do."""
 RELOAD_SECONDS = 60.0
 """Wait this long for a worker to serve another file."""
-SILENT = (Gone, Failed, TimeoutError)
+SILENT = (Gone, NoAnswer, TimeoutError)
 """What is raised where a worker does not answer."""
 
 
@@ -36,7 +36,7 @@ class Child:
     watching: asyncio.Task[None] | None = None
     source: Source | None = None
     fits: int = 0
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: bool = False
 
@@ -58,7 +58,7 @@ class Child:
             return [f"took no other file within {RELOAD_SECONDS:.0f} s"], False
         except Gone:
             return ["ended"], False
-        except Failed as error:
+        except NoAnswer as error:
             return [str(error)], False
         if not problems:
             self.source = source

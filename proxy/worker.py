@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy import lifecycle
-from proxy.channel import Channel, Failed, Gone
+from proxy.channel import Channel, Gone, NoAnswer
 from proxy.config import ConfigError, Snapshot, Source
 from proxy.endpoints.status import merged
 from proxy.handover import Doors
@@ -113,7 +113,7 @@ class _Worker:
         """Return the status of all workers; its own, if nobody can tell."""
         try:
             told = await self._channel.ask("status", facts, STATUS_SECONDS)
-        except (Gone, Failed, TimeoutError):
+        except (Gone, NoAnswer, TimeoutError):
             return facts
         dropped = told["log_lines_dropped"]
         return merged(facts, told["workers"], told["uptime_seconds"], dropped)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.channel import Channel, Failed, Gone
+from proxy.channel import Channel, Gone, NoAnswer
 
 
 async def answer(name: str, value: Any) -> Any:
@@ -55,7 +55,7 @@ async def test_long_answer() -> None:
 async def test_failed() -> None:
     """What goes wrong over there is told to who has asked, and ends nothing."""
     async with pair() as (one, _):
-        with pytest.raises(Failed, match=r"^ValueError: so it is$"):
+        with pytest.raises(NoAnswer, match=r"^ValueError: so it is$"):
             await one.ask("wrong", "so it is")
         assert await one.ask("now") == ["now", None]
 

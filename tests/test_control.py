@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from proxy import control
-from proxy.control import Failed, Nobody, address_of, answering
+from proxy.control import NoAnswer, Nobody, address_of, answering
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
@@ -71,7 +71,7 @@ async def test_one_line_in_one_line_out(file: Path) -> None:
     """A question has a name and a value, and its answer a value, or why there is none."""
     assert await ask(file, "what", [1, "é"]) == {"name": "what", "value": [1, "é"]}
     assert await raw(file, b'{"ask":"x"}\n') == b'{"value":{"name":"x","value":null}}\n'
-    with pytest.raises(Failed, match="no such thing"):
+    with pytest.raises(NoAnswer, match="no such thing"):
         await ask(file, "broken")
 
 
@@ -265,7 +265,7 @@ def test_no_trace(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", code, file], stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"there\n"
-    with pytest.raises(Failed):  # it has nothing that answers
+    with pytest.raises(NoAnswer):  # it has nothing that answers
         control.ask(address_of(file), "x", seconds=5)
     child.kill()
     child.wait()

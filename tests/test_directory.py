@@ -1,16 +1,16 @@
 """The words and tables of the documentation: nothing is left out, nothing stands there in vain."""
 
 from proxy.dialects import ENDPOINTS
-from proxy.directory import ANSWERED, BODY, FIXED, FORMS, HEAD, HOOK, KEPT, TOLD
+from proxy.directory import ANSWERED, BODY, CALLS, FIXED, HEAD, HOOK, KEPT, TOLD
 from proxy.errors import KINDS
 
 
 def test_endpoints() -> None:
     """Every endpoint that carries a model has words of its own, and an example of what it needs."""
-    known = {name for name in FORMS if not name.startswith("gemini:")}
+    known = {name for name in CALLS if not name.startswith("gemini:")}
     assert {*ENDPOINTS} - {"realtime"} == known
-    for name, form in FORMS.items():
-        assert {*form.required} <= {*form.example}, name
+    for name, call in CALLS.items():
+        assert {*call.required} <= {*call.example}, name
     assert len({row.path for row in FIXED}) == len(FIXED)
 
 

@@ -697,7 +697,7 @@ async def test_memory_behind_an_exchange(guarded: Proxy, upstream: Upstream) -> 
         assert guarded.running is not None
         (handler,) = next(iter(guarded.running._servers())).connections
         assert isinstance(handler, edge.Handler)
-        assert len(handler._held) <= edge.PIPELINED_BYTES
+        assert len(handler._behind) <= edge.PIPELINED_BYTES
         assert handler._deaf
 
 

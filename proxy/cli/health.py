@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         told = control.ask(control.address_of(options.config), "health", seconds=SECONDS)
     except control.Nobody:
         told = None
-    except (control.Failed, OSError) as error:
+    except (control.NoAnswer, OSError) as error:
         return _say(1, f"{options.config}: the process that serves it does not answer: {error}")
     if told is not None and (wanted is None or _is_among(wanted, told["listen"])):
         if told["status"] in ("ok", "leaving"):
