@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -377,19 +378,17 @@ def _gather(tree: Any, told: Said, depth: int) -> None:
             _gather(item, told, depth - 1)
     if not isinstance(tree, dict):
         return
-    for name in _CODES:
-        value = tree.get(name)
-        if isinstance(value, str | int):
-            told.codes.append(str(value).lower())
-    for name in _TEXTS:
-        value = tree.get(name)
-        if isinstance(value, str):
-            told.texts.append(value)
+    told.codes.extend(str(code).lower() for code in _values(tree, _CODES, str | int))
+    told.texts.extend(_values(tree, _TEXTS, str))
     for name in _INSIDE:
         _gather(tree.get(name), told, depth - 1)
     metadata = tree.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
         told.quotes.append(metadata["raw"])  # OpenRouter's, of whoever it has asked
+
+
+def _values(tree: dict[str, Any], names: tuple[str, ...], kind: type | UnionType) -> list[Any]:
+    return [value for value in map(tree.get, names) if isinstance(value, kind)]
 
 
 def unpacked(body: bytes, coding: bytes) -> bytes:
