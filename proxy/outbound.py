@@ -6,7 +6,6 @@ reaches the target, and nothing at all reaches the host.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -146,7 +145,7 @@ def head(
     method: str,
     to: Addressed,
     signature: Signature,
-    client: Iterable[Pair],
+    client: Headers,
     strip: Names = NO_NAMES,
 ) -> bytes:
     """Write the head of the request: copy the *client*'s headers, *strip*, then sign.
@@ -154,8 +153,6 @@ def head(
     What is missing are the lines that say where the request ends, or what it turns into, and the
     empty one.
     """
-    if not isinstance(client, Headers):
-        client = Headers(client)
     kept = outbound(
         client,
         drop=signature.drop,

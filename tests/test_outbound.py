@@ -4,7 +4,7 @@ import pytest
 
 from proxy import dialects
 from proxy.credentials import FORMS, Credential, Secret
-from proxy.headers import Pair
+from proxy.headers import Headers, Pair
 from proxy.outbound import (
     CHUNKED,
     WEBSOCKET,
@@ -39,7 +39,7 @@ def written(
         passthrough=passthrough,
     )
     to = address(upstream, dialect, "chat/completions", query)
-    return head(method, to, signature, client) + framing + b"\r\n"
+    return head(method, to, signature, Headers(client)) + framing + b"\r\n"
 
 
 def values(text: bytes, name: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ from proxy.cli import main
 from proxy.config import Snapshot
 from proxy.config.presets import Preset, load
 from proxy.credentials import FORMS
+from proxy.headers import Headers
 from proxy.outbound import address, head, sign
 from proxy.routes import Upstream
 from tests.config.files import file_of, read, told
@@ -213,7 +214,7 @@ def sent(upstream: Upstream, name: str) -> tuple[str, dict[bytes, bytes]]:
     to = address(upstream, dialect, SUFFIXES[name], "")
     credential = upstream.credentials[0] if upstream.credentials else None
     signature = sign(upstream, credential, dialect, stream=False, passthrough=False)
-    text = head("POST", to, signature, [])
+    text = head("POST", to, signature, Headers())
     first, *rest = text.removesuffix(b"\r\n").split(b"\r\n")
     headers = dict(line.split(b": ", 1) for line in rest)
     assert len(headers) == len(rest)
@@ -293,7 +294,7 @@ def test_anthropic() -> None:
     signature = sign(
         upstream, upstream.credentials[0], dialects.MESSAGES, stream=False, passthrough=False
     )
-    text = head("POST", to, signature, client)
+    text = head("POST", to, signature, Headers(client))
     assert text == (
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.anthropic.com\r\n"
         b"Anthropic-Version: 2026-10-21\r\nanthropic-beta: a,b\r\nx-api-key: sk-1\r\n"
