@@ -126,7 +126,9 @@ _LIGATURE = re.compile(rb"\\u(?:017[fF]|[fF][bB]0[56])")
 # No other escape makes a letter of ours.
 _LETTER = re.compile(rb"\\u00[4-7]")
 _CANDIDATES = 4
+"""Look at this many places from either end for a member, before the body is walked through."""
 _WALK_BYTES = 4 * 1024 * 1024
+"""Walk through no body that is longer."""
 _TEXT_BYTES = 64 * 1024
 """Decode this much of a text at a time: a whole body would be there twice."""
 

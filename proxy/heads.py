@@ -20,7 +20,7 @@ HEADS_BYTES = 6 * 2**20
 KNOWN_BYTES = 4 * 1024
 """Keep a head of up to this length."""
 COPIES, FIELD_BYTES = 3, 500
-"""A head that is kept takes as often its length, and for each of its headers so much besides."""
+"""Count a head that is kept this many times, and for each of its headers this much besides."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,12})\r\n", re.IGNORECASE)
 

@@ -28,7 +28,7 @@ _UNITS = {
     "ns": 1e-9,
 }
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.05, 1.0
-"""How much of its patience an SDK has left when it has our answer: a share of it, within bounds."""
+"""Leave an SDK this share of its patience when it has our answer, at least and at most so long."""
 
 _MILLISECONDS = (b"retry-after-ms", b"x-ms-retry-after-ms")
 _RESETS = (

@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 QUEUE_LINES = 20_000
 """Drop lines once this many wait to be written."""
 GATHER_SECONDS = 0.05
+"""Gather lines for this long before they are written."""
 
 Event = MutableMapping[str, Any]
 

@@ -49,7 +49,9 @@ MAX_AGE_SECONDS = 300.0
 """Use no connection that is older than this, so that a change of DNS is followed however busy it is."""
 DNS_SECONDS = 10.0
 LOOKUPS = 16
+"""Look up this many names at once."""
 LEAVING_SECONDS = 2.0
+"""Count a connection as open for this long while its last words are on their way."""
 HAPPY_EYEBALLS_SECONDS = 0.25
 
 

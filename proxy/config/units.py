@@ -8,7 +8,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 MOST_WORKERS = 256
 _SHORTEST, _LONGEST = 5.0, 36000.0
-"""In seconds: what TCP keeps between two probes fits into 15 bits."""
+"""Allow no shorter and no longer time between two of TCP's probes: it has to fit into 15 bits."""
 _YEAR = 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?)?B?")
 _BYTES = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
