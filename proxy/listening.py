@@ -49,8 +49,8 @@ class Listener:
         """Return whether somebody is about to be let in: whose TLS handshake is under way."""
         return self._reception.greeting
 
-    def renew(self, context: ssl.SSLContext) -> None:
-        """Speak TLS by *context* with whoever connects from now on."""
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Speak TLS by *context*, if any, with whoever connects from now on."""
         self._reception.context = context
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from proxy import endpoints
@@ -32,6 +33,7 @@ from proxy.listening import CannotListen, Listener, context_of, listen, share
 from proxy.opening import Opener
 from proxy.peers import Watch
 from proxy.relay import Relay
+from proxy.routes import Route
 from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
 from proxy.surfaces import Address, Surface, Tls
@@ -127,44 +129,32 @@ class Running:
         }
         wanted = {address: surface for surface in snapshot.surfaces for address in surface.listen}
         opened: dict[Address, tuple[Listener, Face]] = {}
-        renewed: dict[Address, ssl.SSLContext] = {}
-        try:
+        renewed: dict[Address, ssl.SSLContext | None] = {}
+        clients, upstreams = _watches(snapshot)
+        with ExitStack() as undo:
+            undo.callback(refresher.close)
             for address, surface in wanted.items():
-                tls = surface.tls
                 if address in self._listeners:
-                    if tls is not None:  # its files may hold another certificate by now
-                        renewed[address] = context_of(tls)
-                    if self._listeners[address][0].secure != (tls is not None):
-                        why = "TLS is turned on or off there, which takes a restart"
-                        raise CannotListen(f"cannot listen on {address}: {why}")
-                    held = self._listeners[address][0].address
-                    if (address.mode, address.gid) != (held.mode, held.gid):
-                        share(address)
-                        self._listeners[address][0].address = address
+                    listener, _ = self._listeners[address]
+                    renewed[address] = _kept(listener, address, surface.tls)
                 else:
                     face = Face(frames[surface.name], snapshot.settings.keepalive_idle)
                     server = Server(face, self._descriptors)
-                    opened[address] = await self._listen(server, address, tls), face
-        except BaseException:
-            refresher.close()
-            for listener, _ in opened.values():
-                listener.close()
-            raise
+                    server.watch(clients)
+                    listener = await self._listen(server, address, surface.tls)
+                    undo.callback(listener.close)
+                    opened[address] = listener, face
+            undo.pop_all()
         # From here on nothing waits, and nothing can fail.
-        for address in [*self._listeners]:
-            if address in wanted:
-                listener, face = self._listeners[address]
-                face.frame = frames[wanted[address].name]
-                face.keepalive_idle = snapshot.settings.keepalive_idle
-                listener.server.forget()  # else what is not asked again would keep the old snapshot
-                if address in renewed:
-                    listener.renew(renewed[address])
-            else:
-                self._leave(address)
-        self._listeners |= opened
-        clients, upstreams = _watches(snapshot)
-        for listener, _ in self._listeners.values():
+        for address in self._listeners.keys() - wanted.keys():
+            self._leave(address)
+        for address, (listener, face) in self._listeners.items():
+            face.frame = frames[wanted[address].name]
+            face.keepalive_idle = snapshot.settings.keepalive_idle
+            listener.server.forget()  # else what is not asked again would keep the old snapshot
+            listener.renew(renewed[address])
             listener.server.watch(clients)
+        self._listeners |= opened
         self.fits = self._descriptors.fitting(snapshot.settings.max_inflight)
         self.gate.max_inflight = min(snapshot.settings.max_inflight, self.fits)
         self.gate.max_held = snapshot.settings.max_held
@@ -173,9 +163,7 @@ class Running:
         self._refresher = refresher
         self._transport.renew()
         self._transport.watch(upstreams)
-        self._opener.scores.keep(
-            target for route in snapshot.routes.routes for target in route.targets()
-        )
+        self._opener.scores.keep(chain.from_iterable(map(Route.targets, snapshot.routes.routes)))
         self.snapshot = snapshot
 
     async def _refresh(self, snapshot: Snapshot) -> Refresher:
@@ -330,6 +318,20 @@ class Running:
         await self._transport.close()
         if self._refresher is not None:
             self._refresher.close()
+
+
+def _kept(listener: Listener, address: Address, tls: Tls | None) -> ssl.SSLContext | None:
+    """Have *listener* go on at *address*; return how it speaks *tls* from now on, whose files may hold another
+    certificate by now. Raises `CannotListen`.
+    """
+    context = None if tls is None else context_of(tls)
+    if listener.secure != (tls is not None):
+        why = "TLS is turned on or off there, which takes a restart"
+        raise CannotListen(f"cannot listen on {address}: {why}")
+    if (address.mode, address.gid) != (listener.address.mode, listener.address.gid):
+        share(address)
+        listener.address = address
+    return context
 
 
 def _watches(snapshot: Snapshot) -> tuple[Watch | None, dict[str, Watch]]:
