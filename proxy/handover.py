@@ -237,14 +237,7 @@ class Dealer:
     def deal(self) -> None:
         """Deal out those who wait; let others in as long as somebody has room."""
         now = self._loop.time()
-        while self._waiting:
-            recipient = min(
-                (one for one in self._recipients if one.has_room),
-                key=lambda one: (one.is_late(now), one.turn),
-                default=None,
-            )
-            if recipient is None:
-                break
+        while self._waiting and (recipient := self._next(now)):
             if recipient.hand(self._waiting[0], now):
                 self._waiting.popleft()
                 self._turns += 1
@@ -254,6 +247,14 @@ class Dealer:
         room = any(one.has_room for one in self._recipients)
         for _, acceptor in self._listening.values():
             acceptor.open() if room else acceptor.shut()
+
+    def _next(self, now: float) -> Recipient | None:
+        """Return whose turn it is, of those who have room."""
+        return min(
+            (one for one in self._recipients if one.has_room),
+            key=lambda one: (one.is_late(now), one.turn),
+            default=None,
+        )
 
     def _take(self, address: bytes, connection: socket.socket) -> None:
         self._waiting.append((address, connection))
