@@ -145,27 +145,27 @@ class Status:
 
     def _channel(self, upstream: Upstream, now: float) -> Facts:
         healths = self._scores.of(upstream)
-        answers = [health.answers(now) for health in healths]
         known = [health.latency for health in healths if health.latency]
         failures = _sum(health.failures.lately(now) for health in healths)
         succeeded = max(health.good for health in healths) > now - FAILURE_SECONDS
-        secrets = [one.secret for one in upstream.credentials]
-        have = [secret.known for secret in secrets] or [True]
-        states = [_state(*one, now) for one in zip(healths, have, strict=True)]
-        last = max((health.failures for health in healths), key=lambda failures: failures.at)
+        states = _states(upstream, healths, now)
         return {
             "name": upstream.name,
             "state": _channel_state(upstream, states, failing=bool(failures) and not succeeded),
             "in_flight": healths[0].load.active,
-            "error_rate": [sum(good for good, _ in answers), sum(bad for _, bad in answers)],
+            "error_rate": _totals(health.answers(now) for health in healths),
             "first_byte_ms": round(min(known) * 1000, 1) if known else None,
             "failures": failures,
-            "last_error": last.code and {"code": last.code, "at": self._time(last.at, now)},
+            "last_error": self._last_error(healths, now),
             "credentials": [
-                {"source": secret.source, "state": state}
-                for secret, state in zip(secrets, states, strict=False)
+                {"source": one.secret.source, "state": state}
+                for one, state in zip(upstream.credentials, states, strict=False)
             ],
         }
+
+    def _last_error(self, healths: Iterable[Health], now: float) -> Facts | None:
+        last = max((health.failures for health in healths), key=lambda failures: failures.at)
+        return {"code": last.code, "at": self._time(last.at, now)} if last.code else None
 
     def _time(self, moment: float, now: float) -> str:
         """Return the *moment* of our clock, which says *now*, as others write it."""
@@ -186,6 +186,12 @@ class Status:
             "bytes_in": exchange.bytes_in,
             "bytes_out": exchange.bytes_out,
         }
+
+
+def _states(upstream: Upstream, healths: Iterable[Health], now: float) -> list[str]:
+    """Say how each credential of *upstream* does; how it does itself, where it has none."""
+    have = [one.secret.known for one in upstream.credentials] or [True]
+    return [_state(*one, now) for one in zip(healths, have, strict=True)]
 
 
 def _state(health: Health, known: bool, now: float) -> str:
@@ -240,11 +246,7 @@ def merged(asked: Facts, workers: list[Facts], uptime: float, dropped: int = 0) 
     """Return how all *workers* are: each with its `facts`, None if it does not say. What all have in
     common is taken from *asked*; of their supervisor's log *dropped* lines are lost.
     """
-    told = [worker["facts"] for worker in workers if worker["facts"] is not None]
-    by_name: dict[str, list[Facts]] = {one["name"]: [] for one in asked["channels"]}
-    for facts in told:
-        for one in facts["channels"]:
-            by_name.setdefault(one["name"], []).append(one)
+    told = _column(workers, "facts")
     sessions = [
         one | {"worker": worker["worker"]}
         for worker in workers
@@ -253,8 +255,8 @@ def merged(asked: Facts, workers: list[Facts], uptime: float, dropped: int = 0) 
     return asked | {
         "uptime_seconds": round(uptime, 3),
         "active_sessions": len(sessions),
-        "log_lines_dropped": dropped + sum(facts["log_lines_dropped"] for facts in told),
-        "channels": [_together(channels) for channels in by_name.values() if channels],
+        "log_lines_dropped": dropped + sum(_column(told, "log_lines_dropped")),
+        "channels": _channels(asked, told),
         "sessions": sessions,
         "workers": [
             {name: value for name, value in worker.items() if name != "facts"} for worker in workers
@@ -262,23 +264,38 @@ def merged(asked: Facts, workers: list[Facts], uptime: float, dropped: int = 0) 
     }
 
 
+def _channels(asked: Facts, told: list[Facts]) -> list[Facts]:
+    by_name: dict[str, list[Facts]] = {one["name"]: [] for one in asked["channels"]}
+    for facts in told:
+        for one in facts["channels"]:
+            by_name.setdefault(one["name"], []).append(one)
+    return [_together(channels) for channels in by_name.values() if channels]
+
+
 def _together(channels: list[Facts]) -> Facts:
-    known = [one["first_byte_ms"] for one in channels if one["first_byte_ms"] is not None]
-    rates = [one["error_rate"] for one in channels]
-    errors = [one["last_error"] for one in channels if one["last_error"] is not None]
+    errors = _column(channels, "last_error")
     return {
         "name": channels[0]["name"],
-        "state": _worst(one["state"] for one in channels),
-        "in_flight": sum(one["in_flight"] for one in channels),
-        "error_rate": [sum(good for good, _ in rates), sum(bad for _, bad in rates)],
-        "first_byte_ms": min(known, default=None),
-        "failures": _sum(one["failures"] for one in channels),
+        "state": _worst(_column(channels, "state")),
+        "in_flight": sum(_column(channels, "in_flight")),
+        "error_rate": _totals(_column(channels, "error_rate")),
+        "first_byte_ms": min(_column(channels, "first_byte_ms"), default=None),
+        "failures": _sum(_column(channels, "failures")),
         "last_error": max(errors, key=lambda error: str(error["at"]), default=None),
         "credentials": [
-            {"source": alike[0]["source"], "state": _worst(one["state"] for one in alike)}
-            for alike in zip(*(one["credentials"] for one in channels), strict=False)
+            {"source": alike[0]["source"], "state": _worst(_column(alike, "state"))}
+            for alike in zip(*_column(channels, "credentials"), strict=False)
         ],
     }
+
+
+def _column(rows: Iterable[Facts], name: str) -> list[Any]:
+    """Return what the *rows* have under *name*, where they have anything."""
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def _totals(pairs: Iterable[Iterable[int]]) -> list[int]:
+    return [*map(sum, zip(*pairs, strict=True))]
 
 
 def _sum(counts: Iterable[Mapping[Any, int]]) -> dict[str, int]:
