@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.cache import Cache
 from proxy.dialects import Azure, Dialect
-from proxy.errors import GRAVE, Outcome, printable
+from proxy.errors import GRAVE, Kind, Outcome, printable
 from proxy.headers import Headers, Pair
 from proxy.keys import Key, KeyRing
 from proxy.outbound import Signature, Written
@@ -168,6 +168,14 @@ class Exchange(msgspec.Struct, eq=False):
         attempt = Attempt(upstream.name, now, self.model_sent)
         self.attempts.append(attempt)
         return attempt
+
+    def break_off(self, kind: Kind) -> bool:
+        """Note that the last attempt, if any goes on, ends with *kind*; return whether anything was sent of it."""
+        if not self.attempts:
+            return False
+        last = self.attempts[-1]
+        last.error = last.error or kind.code
+        return last.phase != "unsent"
 
     def record(self, now: float) -> dict[str, Any]:
         """Return the summary of the finished exchange, as its log line has it; the log puts in `ts`.

@@ -176,21 +176,24 @@ class Frame:
         if expect is not None:
             request.expect_continue()
         origin = exchange.headers.first.get(b"origin")
-        if origin is not None and origin.decode("latin-1") in self.surface.cors:
-            exchange.added = browsers.allowing(origin, exchange.headers)
-            if exchange.method == "OPTIONS":
-                return PREFLIGHT
+        if origin is not None and self._is_preflight(exchange, origin):
+            return PREFLIGHT
         endpoint, located = self._found(exchange, request)
         _enter(exchange, endpoint, located)
         if self.surface.auth == "none" and not endpoint.always_open:
             browsers.check_origin(exchange, self.surface, request.sockname)
-        _check_taken(endpoint, exchange.method, websocket=request.head.websocket)
-        if expect is not None and expect.lower() != b"100-continue":
-            raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
+        _check_taken(endpoint, exchange.method, expect, websocket=request.head.websocket)
         as_written = exchange.path is request.head.path  # and not taken out of an absolute form
         if expect is None and origin is None and as_written and len(exchange.path) <= PATH_CHARS:
             exchange.learnt.entered = _Entered(self, request.sockname, endpoint, located)
         return endpoint
+
+    def _is_preflight(self, exchange: Exchange, origin: bytes) -> bool:
+        """Tell the browser that a page of *origin* may call, if it may; return whether it asks no more."""
+        if origin.decode("latin-1") not in self.surface.cors:
+            return False
+        exchange.added = browsers.allowing(origin, exchange.headers)
+        return exchange.method == "OPTIONS"
 
     def _found(self, exchange: Exchange, request: Request) -> Found:
         """Return what is at the path of *exchange*. Raises `ProxyError` where that is nothing."""
@@ -219,15 +222,19 @@ class Frame:
             return  # which is said first
         if method != "GET" or request.length != 0:
             raise ProxyError(BAD_REQUEST, "A WebSocket begins with a GET, without a body.")
-        posted = self._look_up("POST", path)
-        if posted is not None and "POST" in posted[0].methods and not posted[0].upgrades:
+        if self._takes_posts(path):
             wanted = (("Upgrade", "HTTP/1.1"),)  # RFC 9110 section 15.5.22
             message = "This path takes no WebSocket: send a POST."
             raise ProxyError(UPGRADE_REQUIRED, message, headers=wanted, close=True)
         if found is None or not found[0].upgrades:
             raise ProxyError(NOT_FOUND, "There is no WebSocket at this path.", close=True)
-        if [one.lower() for one in exchange.headers.every(b"upgrade")] != [b"websocket"]:
+        if b",".join(exchange.headers.every(b"upgrade")).lower() != b"websocket":
             raise ProxyError(BAD_REQUEST, "The only upgrade is to a WebSocket, and nothing else.")
+
+    def _takes_posts(self, path: str) -> bool:
+        """Return whether a POST is what *path* is for, and no WebSocket."""
+        posted = self._look_up("POST", path)
+        return posted is not None and "POST" in posted[0].methods and not posted[0].upgrades
 
     def _refuse(self, exchange: Exchange, request: Request, error: ProxyError) -> bool:
         """Tell the caller about *error*; return whether the connection may be used again."""
@@ -248,17 +255,12 @@ class Frame:
 
     def _cancelled(self, exchange: Exchange, request: Request) -> None:
         """Note why nobody will finish *exchange*: its client has left, or we are leaving."""
-        attempt = exchange.attempts[-1] if exchange.attempts else None
         if request.transport is not None and self.gate.draining:
-            sent = attempt is not None and attempt.phase != "unsent"
-            if attempt is not None and attempt.error is None:
-                attempt.error = SHUTDOWN.code
-            retry = False if sent else None
+            retry = False if exchange.break_off(SHUTDOWN) else None
             error = ProxyError(SHUTDOWN, "The proxy is shutting down.", retry=retry)
             self._refuse(exchange, request, error)
         elif exchange.error is None and not exchange.finished:
-            if attempt is not None and attempt.error is None:
-                attempt.error = CLIENT_GONE.code
+            exchange.break_off(CLIENT_GONE)
             exchange.outcome = CLIENT_GONE.outcome
             exchange.error = CLIENT_GONE.code
             if exchange.status is None:
@@ -280,9 +282,9 @@ def _whereabouts(surface: Surface) -> str:
     return f"The base {'path is' if len(bases) == 1 else 'paths are'} {' and '.join(bases)}."
 
 
-def _check_taken(endpoint: Endpoint, method: str, *, websocket: bool) -> None:
-    """Refuse a *method* that *endpoint* does not take, and what is no *websocket* where it takes nothing else.
-    Raises `ProxyError`.
+def _check_taken(endpoint: Endpoint, method: str, expect: bytes | None, *, websocket: bool) -> None:
+    """Refuse a *method* that *endpoint* does not take, what is no *websocket* where it takes nothing else, and
+    what is *expect*ed beyond 100-continue. Raises `ProxyError`.
     """
     if method not in endpoint.methods:
         allowed = ", ".join(endpoint.methods)
@@ -291,6 +293,8 @@ def _check_taken(endpoint: Endpoint, method: str, *, websocket: bool) -> None:
     if not endpoint.plain and not websocket:
         wanted = (("Upgrade", "websocket"),)
         raise ProxyError(UPGRADE_REQUIRED, "This path takes a WebSocket.", headers=wanted)
+    if expect is not None and expect.lower() != b"100-continue":
+        raise ProxyError(EXPECTATION_FAILED, "The only expectation met is 100-continue.")
 
 
 def _enter(exchange: Exchange, endpoint: Endpoint, located: Located | None) -> None:
