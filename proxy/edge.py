@@ -5,7 +5,7 @@ echoes header values, speaks text/plain, waits for ever, and stops noticing that
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol, cast
 
@@ -450,6 +450,10 @@ class Handler(RequestHandler):
                 self._wake()
                 return
             self._given = 0
+        self._parse_head(data, begins=begins)
+
+    def _parse_head(self, data: bytes, *, begins: bool) -> None:
+        """Have *data* parsed, with which a head *begins*, or goes on, that did not come before."""
         known = len(self._messages)
         self._head_bytes += len(data)
         self._given += len(data)
@@ -460,12 +464,9 @@ class Handler(RequestHandler):
                 self._await_head()
             return
         self._stop_head_timer()
-        if self._head_bytes > HEAD_BYTES:
-            for message, _ in tuple(self._messages)[known:]:
-                if isinstance(message, RawRequestMessage) and _size(message) > HEAD_BYTES:
-                    self._messages.clear()
-                    self._refuse_head(431)
-                    break
+        if self._head_bytes > HEAD_BYTES and _longest([*self._messages][known:]) > HEAD_BYTES:
+            self._messages.clear()
+            self._refuse_head(431)
         self._head_bytes = 0
         message, self._incoming = self._messages[-1]
         if begins and len(self._messages) == known + 1 and isinstance(message, RawRequestMessage):
@@ -625,24 +626,31 @@ class Handler(RequestHandler):
         else:
             request, keep_alive = Request(Head(ERROR), payload, 0, self), False
             self._answering.malformed(request, _malformed(message))
-            self._deaf = (
-                True  # what still comes of it must not reset the connection under the answer
-            )
+            self._deaf = True  # what still comes must not reset the connection under the answer
             message.exc.__traceback__ = None  # it leads to frames that lead back to it
-        if self._deaf and self.transport is not None:
-            # Closing while the client still sends would reset the connection, and take the last
-            # bytes of our answer with it: say that we are done, and let the client close.
+        if self._deaf:
+            await self._say_the_end()
+        elif not self._messages and (self._behind or self._surplus):
+            self._take_early()
+        if not request.complete() and not self._force_close:
+            keep_alive &= await request.pass_over()
+        return keep_alive and not self._deaf
+
+    async def _say_the_end(self) -> None:
+        """Let a client close that still sends: if we did, the connection would be reset, and the last bytes of
+        our answer lost with it.
+        """
+        if self.transport is not None:
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(1.0)
-        elif not self._messages and (self._behind or self._surplus):
-            behind, self._behind = bytes(self._behind), bytearray()
-            self.data_received(behind)  # which also wakes the parser, where it has kept something
-            if self._surplus and not self._messages:
-                self._await_head()
-        if not request.complete() and not self._force_close:
-            keep_alive = await request.pass_over() and keep_alive
-        return keep_alive and not self._deaf
+
+    def _take_early(self) -> None:
+        """Take what has come behind the request that was just answered."""
+        behind, self._behind = bytes(self._behind), bytearray()
+        self.data_received(behind)  # which also wakes the parser, where it has kept something
+        if self._surplus and not self._messages:
+            self._await_head()
 
     async def _next(self) -> tuple[Request | RawRequestMessage | _ErrInfo, StreamReader]:
         """Return the next request, or what came in its place, and its body."""
@@ -776,8 +784,12 @@ def _give_up_on(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -
         loop.call_later(GIVE_UP_SECONDS, transport.abort)
 
 
+def _longest(messages: Iterable[tuple[Any, StreamReader]]) -> int:
+    """Return how long the longest head of *messages* was, in bytes."""
+    return max((_size(one) for one, _ in messages if isinstance(one, RawRequestMessage)), default=0)
+
+
 def _size(message: RawRequestMessage) -> int:
-    """Return how long the head of *message* was, in bytes."""
     fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
     return len(message.path) + fields
 
