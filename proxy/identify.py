@@ -25,25 +25,36 @@ def identify(exchange: Exchange, surface: Surface, keys: KeyRing) -> Key | None:
     if known is not None and known.keys is keys and known.query == exchange.query:
         exchange.query = known.rest
         return known.key
-    refusal: str | None = None
+    given = False
     for presented in _presented(exchange, surface):
         key = keys.find(presented)
         if key is None:
-            refusal = refusal or "The API key is not valid."
+            given = True
         elif key.expires is not None and key.expired(datetime.now(UTC)):
-            refusal = f'The key "{key.name}" has expired.'
             exchange.expired = key.name
         else:
-            query = exchange.query
-            if query:
-                exchange.query = without_keys(query, keys)
-            if key.expires is None and len(query) <= QUERY_CHARS:
-                exchange.learnt.identified = Identified(keys, query, exchange.query, key)
+            _accept(exchange, key, keys)
             return key
-    if refusal is None:
-        wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
-        refusal = f"No API key was given. Send one as {wanted}."
-    raise ProxyError(INVALID_KEY, refusal)
+    raise ProxyError(INVALID_KEY, _refusal(exchange, surface, given=given))
+
+
+def _accept(exchange: Exchange, key: Key, keys: KeyRing) -> None:
+    """Take *key* out of the query of *exchange*, and remember whose its head is."""
+    query = exchange.query
+    if query:
+        exchange.query = without_keys(query, keys)
+    if key.expires is None and len(query) <= QUERY_CHARS:
+        exchange.learnt.identified = Identified(keys, query, exchange.query, key)
+
+
+def _refusal(exchange: Exchange, surface: Surface, *, given: bool) -> str:
+    """Say why nobody is let in, where a key that is not ours was *given*, or none."""
+    if exchange.expired is not None:
+        return f'The key "{exchange.expired}" has expired.'
+    if given:
+        return "The API key is not valid."
+    wanted = " or ".join(_SHOWN.get(name, name.decode()) for name in surface.accept)
+    return f"No API key was given. Send one as {wanted}."
 
 
 def _presented(exchange: Exchange, surface: Surface) -> Iterator[bytes]:
