@@ -129,15 +129,22 @@ async def _serve(request: web.BaseRequest) -> web.StreamResponse:
         answer = stream(ask) if stream else orjson.dumps(endpoint.answer(ask))
     except (ValueError, orjson.JSONEncodeError) as problem:  # the latter: nested too deep
         return _error(request, 400, str(problem))
-    if re.fullmatch("[45][0-9][0-9]", ask.model):
-        return _error(request, int(ask.model))
-    if ask.model == "html":
+    return await _behave(request, ask.model, answer)
+
+
+async def _behave(
+    request: web.BaseRequest, model: str, answer: bytes | Iterator[bytes]
+) -> web.StreamResponse:
+    """Give *answer*, or whatever else *model* does."""
+    if re.fullmatch("[45][0-9][0-9]", model):
+        return _error(request, int(model))
+    if model == "html":
         return web.Response(status=502, body=_PAGE, headers=_headers(request, "text/html"))
-    if ask.model == "hang":
+    if model == "hang":
         await _silence()
     if isinstance(answer, bytes):
-        return await _plain(request, ask.model, answer)
-    return await _stream(request, ask.model, answer)
+        return await _plain(request, model, answer)
+    return await _stream(request, model, answer)
 
 
 def _read(raw: bytes, needs: str) -> _Ask:
@@ -147,18 +154,23 @@ def _read(raw: bytes, needs: str) -> _Ask:
     body = orjson.loads(raw)
     if not isinstance(body, dict):
         raise ValueError("The body is not a JSON object.")  # noqa: TRY004 - one error for all
-    given = body.get(needs)
-    if not isinstance(given, str | list) or given == []:
-        raise ValueError(f"'{needs}' is missing or empty, or not what it should be.")
-    given = given if isinstance(given, list) else [given]
-    if len(given) > 2048:  # as OpenAI has it; here it bounds what an answer can cost
-        raise ValueError(f"'{needs}' has more than 2048 items.")
+    given = _given(body, needs)
     turns = [_turn(item) for item in given]
     said = next((text for role, text in reversed(turns) if role == "user"), "")
     model = body.get("model")
     model = model if isinstance(model, str) else "echo"
     text = _reply(model, said)
     return _Ask(body, model, given, text, sum(_tokens(text) for _, text in turns), _tokens(text))
+
+
+def _given(body: Json, needs: str) -> list[Any]:
+    given = body.get(needs)
+    if not isinstance(given, str | list) or given == []:
+        raise ValueError(f"'{needs}' is missing or empty, or not what it should be.")
+    given = given if isinstance(given, list) else [given]
+    if len(given) > 2048:  # as OpenAI has it; here it bounds what an answer can cost
+        raise ValueError(f"'{needs}' has more than 2048 items.")
+    return given
 
 
 def _turn(item: Any) -> tuple[Any, str]:
