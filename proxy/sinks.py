@@ -211,27 +211,33 @@ def _console(event: Event, *, colours: bool) -> bytes:
         shown = _coloured(f"{level:<18}", _COLOURS.get(level), colours)
         return _text(f"{time} {shown} {what:<21} {facts}\n")
     status = rest["status"] or 0
-    colour = _GREEN if status < 400 else _YELLOW if status < 500 else _RED
-    if level == "warning":  # of a stream that broke, its status is good
-        colour = _RED
-    came = _coloured(f"{status:>3} {rest['outcome'] or '':<14}", colour, colours)
-    error = f" ({rest['error']})" if rest["error"] else ""
+    came = f"{status:>3} {rest['outcome'] or '':<14}"
+    came = _coloured(came, _colour(level, status), colours)
     text = (
         f"{time} {came} {rest['total_ms']:>8.0f} ms  {rest['key'] or '-':<12}"
-        f" {rest['method']:<4} {_shown(rest['path'])} {_shown(rest['model'] or '')}{_way(rest)}{error}\n"
+        f" {rest['method']:<4} {_shown(rest['path'])} {_shown(rest['model'] or '')}{_way(rest)}\n"
     )
     return _text(text)
 
 
+def _colour(level: str, status: int) -> str:
+    """Return the colour of an exchange: a warning is of a stream that broke, whose status is good."""
+    if status >= 500 or level == "warning":
+        return _RED
+    return _GREEN if status < 400 else _YELLOW
+
+
 def _way(record: Event) -> str:
-    """Say where a request went, one attempt after the other, and what came of those that led on."""
+    """Say where a request went, one attempt after the other, what came of those that led on, and what went
+    wrong in the end.
+    """
     way = ""
     for number, attempt in enumerate(record["attempts"], 1):
         model = f"/{_shown(attempt['model'])}" if attempt["model"] else ""
         way += f" → {attempt['upstream']}{model}"
         if number < len(record["attempts"]):
             way += f" ({attempt['error'] or attempt['status']})"
-    return way
+    return way + (f" ({record['error']})" if record["error"] else "")
 
 
 def _shown(value: Any) -> str:

@@ -124,10 +124,10 @@ class Surface:
         if "//" in path:
             path = _SLASHES.sub("/", path)
         native = _NATIVE.fullmatch(path)
-        if native is not None and any(native[1] == _stem(base) for base in self.base_paths):
+        if native is not None and self._stands_on(native[1]):
             return Located(native[1] + native[2], native[3], self._spoken(native[3]))
         azure = _AZURE.fullmatch(path)
-        if azure is not None and any(azure[1] == _stem(base) for base in self.base_paths):
+        if azure is not None and self._stands_on(azure[1]):
             return self._as_azure(azure[1] + "/openai", azure[2] is None, azure[3])
         for base in self.base_paths:  # longest first
             if path.startswith(base + "/"):
@@ -137,6 +137,9 @@ class Surface:
                     suffix = suffix[len(again) :]
                 return Located(base, suffix, self._spoken(suffix))
         return None
+
+    def _stands_on(self, stem: str) -> bool:
+        return any(stem == _stem(base) for base in self.base_paths)
 
     def _as_azure(self, base: str, dated: bool, suffix: str) -> Located:
         deployed = dialects.deployed(suffix) if dated else None
