@@ -87,10 +87,13 @@ class _Deflate:
 
 
 class Unpacker:
-    """Unpacks one body in *coding*: it is `feed` to it as it comes, and then at its `end`."""
+    """Unpacks one body in *coding*: it is `feed` to it as it comes, and then at its `end`. It may be *free* bytes,
+    however little it is packed.
+    """
 
-    def __init__(self, coding: str) -> None:
+    def __init__(self, coding: str, free: int = FREE_BYTES) -> None:
         self._coding = coding
+        self._free = free
         self._errors: tuple[type[Exception], ...] = (zlib.error,)
         self._inflater: _Inflater
         if coding == "gzip":
@@ -116,7 +119,7 @@ class Unpacker:
             if not piece:
                 break
             self._plain += len(piece)
-            if self._plain > max(FREE_BYTES, RATIO * self._packed):
+            if self._plain > max(self._free, RATIO * self._packed):
                 message = f"The request's body unpacks to over {RATIO} times its size."
                 raise ProxyError(REQUEST_TOO_LARGE, message)
             yield piece

@@ -1,14 +1,20 @@
 """What real vendors have answered, through the proxy: recordings that stand beside the checkout, or nowhere."""
 
 import gzip
+import random
+from decimal import Decimal
 
 import pytest
 
+from proxy.coding import Unpacker
 from proxy.shapes import Meaning, read
+from proxy.tally import Tally
+from proxy.usage import KINDS, Counts, Usage
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.recordings import ERRORS, STREAMS, Recording, directory, errors, streams
 from tests.harness.upstream import Upstream, answer, stream
+from tests.used import USED
 
 MEANT = {
     "errors/bedrock-403-1.body": Meaning.CREDENTIAL,
@@ -136,3 +142,42 @@ files = "a"
                 assert record["outcome"] == ("upstream_error" if failed else "ok")
                 assert record["error"] == ("upstream_error_event" if failed else None)
                 assert record["attempts"][0]["maybe_billed"] is failed
+
+
+USED_IN = {"transcriptions": "audio", "completions": "chat"}
+"""Whose dialect has another name than the endpoint."""
+
+
+def used(name: str) -> Usage:
+    """Return what the recording of this *name* says that it used, as it was read by hand."""
+    counts, reason, model, more = USED[name]
+    others = more.get("others", {})
+    return Usage(
+        counts=Counts(**dict(zip(KINDS, counts, strict=True))),
+        finish_reason=reason,
+        model=model,
+        service_tier=more.get("service_tier"),
+        cost=Decimal(more["cost"]) if "cost" in more else None,
+        tools=more.get("tools", {}),
+        others=tuple(
+            (other, Counts(**dict(zip(KINDS, told, strict=True)))) for other, told in others.items()
+        ),
+        conflict=more.get("conflict", False),
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("recording", [one for one in streams() if one.name in USED], ids=str)
+def test_used(recording: Recording, packed: bool) -> None:
+    """What a vendor has said that it used is what was read from it by hand, however its answer is cut."""
+    body = gzip.compress(recording.body) if packed else recording.body
+    dialect = USED_IN.get(recording.endpoint, recording.endpoint)
+    chance = random.Random(recording.name)
+    for sizes in ([len(body)], [1448], [1, 2, 3, 7, 40, 300, 9000], [300]):
+        tap = Tally(dialect, Unpacker("gzip") if packed else None)
+        at = 0
+        while at < len(body):
+            size = chance.choice(sizes)
+            tap.feed(body[at : at + size])
+            at += size
+        assert tap.usage(whole=True) == used(recording.name)
