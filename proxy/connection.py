@@ -146,14 +146,21 @@ class Connection(asyncio.Protocol):
         self._sent = False  # all of an upload has gone out
 
     def __repr__(self) -> str:
+        said = self.doing
+        if said == "idle":
+            said += f", {self.used} answer{'s' if self.used > 1 else ''}"
+        elif said not in ("new", "closed"):
+            said = f"{_ordinal(self.used)} answer, {self.arrival}"
+        return f"<Connection to {self.upstream}: {said}>"
+
+    @property
+    def doing(self) -> str:
+        """Return, in a word, what it does: `new`, `idle`, `closed`, or how far the answer has come."""
         if self.transport.is_closing():
-            doing = "closed"
-        elif self.arrival is None:
-            plural = "s" if self.used > 1 else ""
-            doing = f"idle, {self.used} answer{plural}" if self.used else "new"
-        else:
-            doing = f"{_ordinal(self.used)} answer, {self.arrival}"
-        return f"<Connection to {self.upstream}: {doing}>"
+            return "closed"
+        if self.arrival is None:
+            return "idle" if self.used else "new"
+        return self.arrival.state.value
 
     # What forward and relay do with it
 

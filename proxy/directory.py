@@ -178,6 +178,7 @@ _CHANNEL = fields(
     name="string",
     state="string",
     in_flight="integer",
+    connections="object",
     error_rate="number",
     failures="object",
     credentials="array",
@@ -186,6 +187,11 @@ _CHANNEL["properties"] |= {
     "state": {
         "type": "string",
         "enum": ["ready", "failing", "resting", "open", "dormant", "unknown"],
+    },
+    "connections": {
+        "type": "object",
+        "description": "How many are `idle`, or how far their answers have come: `head`, `body`, …",
+        "additionalProperties": {"type": "integer"},
     },
     "first_byte_ms": {"type": ["number", "null"]},
     "failures": {

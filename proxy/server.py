@@ -213,7 +213,12 @@ class Running:
     def _status(self, snapshot: Snapshot) -> status.Status:
         scores, log = self._opener.scores, self.log
         return status.Status(
-            snapshot, scores, self._sessions, self._started, lost=lambda: log.dropped
+            snapshot,
+            scores,
+            self._sessions,
+            self._started,
+            lost=lambda: log.dropped,
+            doing=self._transport.doing,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -82,6 +83,13 @@ class Transport:
     def __repr__(self) -> str:
         idle = sum(map(len, self._idle.values()))
         return f"<Transport: {len(self._open) - idle} busy, {idle} idle>"
+
+    def doing(self) -> dict[str, Counter[str]]:
+        """Return, by the names of upstreams, how many connections do what."""
+        found: dict[str, Counter[str]] = {}
+        for connection in self._open:
+            found.setdefault(connection.upstream, Counter())[connection.doing] += 1
+        return found
 
     async def open(
         self,

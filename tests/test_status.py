@@ -111,6 +111,7 @@ async def test_idle(proxy: Proxy, upstream: Upstream) -> None:
             "name": "up",
             "state": "ready",
             "in_flight": 0,
+            "connections": {},
             "error_rate": 0.0,
             "first_byte_ms": None,
             "failures": {},
@@ -121,6 +122,7 @@ async def test_idle(proxy: Proxy, upstream: Upstream) -> None:
             "name": "openai",
             "state": "dormant",
             "in_flight": 0,
+            "connections": {},
             "error_rate": 0.0,
             "first_byte_ms": None,
             "failures": {},
@@ -176,6 +178,17 @@ async def test_in_flight(proxy: Proxy, upstream: Upstream) -> None:
             await client.send(request(chat()))
         await until(proxy, lambda found: found["channels"][0]["in_flight"] == 2)
     await until(proxy, lambda found: found["channels"][0]["in_flight"] == 0)
+
+
+async def test_connections(proxy: Proxy, upstream: Upstream) -> None:
+    """What connections do at an upstream is counted by how far their answers have come."""
+    upstream.will(answer(), hang())
+    await call(proxy.port, chat())
+    assert (await channel(proxy))["connections"] == {"idle": 1}
+    async with await Client.connect(proxy.port) as one:
+        await one.send(request(chat()))
+        await until(proxy, lambda found: found["channels"][0]["connections"] == {"head": 1})
+    await until(proxy, lambda found: found["channels"][0]["connections"] == {})
 
 
 async def until(proxy: Proxy, holds: Any, **kwargs: Any) -> dict[str, Any]:
@@ -884,6 +897,7 @@ def test_session_without_attempt(tmp_path: Path) -> None:
 def facts(worker: int, state: str, answers: list[int], first: float | None) -> dict[str, Any]:
     """Write what one worker tells, with one session."""
     up = {"name": "up", "state": state, "in_flight": worker + 1, "error_rate": answers}
+    up |= {"connections": {"idle": 1, "body": worker}}
     up |= {"failures": {"timeout": worker, "upstream_cut": 1}, "last_error": None}
     if worker:
         up |= {"last_error": {"code": f"c{worker}", "at": f"2026-11-22T09:30:0{worker}.000Z"}}
@@ -925,6 +939,7 @@ def test_merged() -> None:
                 "name": "up",
                 "state": "open",
                 "in_flight": 3,
+                "connections": {"idle": 2, "body": 1},
                 "error_rate": 0.3,
                 "first_byte_ms": 20.0,
                 "failures": {"timeout": 1, "upstream_cut": 2},

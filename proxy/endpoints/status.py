@@ -92,8 +92,8 @@ class View:
 
 
 class Status:
-    """What `/status` says: of *snapshot*, since *started*, with the *scores* and the *sessions*, and how
-    many lines of the log are *lost*.
+    """What `/status` says: of *snapshot*, since *started*, with the *scores* and the *sessions*, what
+    connections are *doing*, and how many lines of the log are *lost*.
     """
 
     def __init__(
@@ -105,8 +105,10 @@ class Status:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         lost: Callable[[], int] = lambda: 0,
+        doing: Callable[[], Mapping[str, Counter[str]]] = dict,
     ) -> None:
         self._lost = lost
+        self._doing = doing
         self._snapshot = snapshot
         self._scores = scores
         self._sessions = sessions
@@ -124,7 +126,7 @@ class Status:
 
     def facts(self, asking: Exchange | None = None) -> Facts:
         """Return what there is to tell to *asking*, in full."""
-        now, snapshot = self._clock(), self._snapshot
+        now, snapshot, doing = self._clock(), self._snapshot, self._doing()
         others = [exchange for exchange in self._sessions if exchange is not asking]
         sessions = [self._session(exchange, now) for exchange in others]
         return {
@@ -139,11 +141,14 @@ class Status:
             "connected_channels": 0,  # counted when it is known who asks: `shown`
             "active_sessions": len(sessions),
             "log_lines_dropped": self._lost(),
-            "channels": [self._channel(one, now) for one in snapshot.upstreams.values()],
+            "channels": [
+                self._channel(one, now, doing.get(one.name, {}))
+                for one in snapshot.upstreams.values()
+            ],
             "sessions": sessions,
         }
 
-    def _channel(self, upstream: Upstream, now: float) -> Facts:
+    def _channel(self, upstream: Upstream, now: float, doing: Mapping[str, int]) -> Facts:
         healths = self._scores.of(upstream)
         known = [health.latency for health in healths if health.latency]
         failures = _sum(health.failures.lately(now) for health in healths)
@@ -153,6 +158,7 @@ class Status:
             "name": upstream.name,
             "state": _channel_state(upstream, states, failing=bool(failures) and not succeeded),
             "in_flight": healths[0].load.active,
+            "connections": dict(doing),
             "error_rate": _totals(health.answers(now) for health in healths),
             "first_byte_ms": round(min(known) * 1000, 1) if known else None,
             "failures": failures,
@@ -278,6 +284,7 @@ def _together(channels: list[Facts]) -> Facts:
         "name": channels[0]["name"],
         "state": _worst(_column(channels, "state")),
         "in_flight": sum(_column(channels, "in_flight")),
+        "connections": _sum(_column(channels, "connections")),
         "error_rate": _totals(_column(channels, "error_rate")),
         "first_byte_ms": min(_column(channels, "first_byte_ms"), default=None),
         "failures": _sum(_column(channels, "failures")),
