@@ -1,27 +1,29 @@
-"""What would happen to a request, said before it is sent: from the same tables the hot path uses."""
+"""What would happen to a request, said before it is sent: it is led through the hot path's own steps, and what
+they find is printed.
+"""
 
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+import orjson
+
 from proxy import dialects
-from proxy.body import BodyError
+from proxy.asked import Asked
+from proxy.balance import Choice, Scores
+from proxy.body import Found
 from proxy.clocks import bounds
 from proxy.config import Snapshot
 from proxy.config.snapshot import TIMEOUT_NAMES
-from proxy.dialects import GEMINI, MODELS, REALTIME, Azure, Dialect
-from proxy.errors import ProxyError
-from proxy.headers import Pair
-from proxy.outbound import address, from_azure
-from proxy.routes import Base, Route, Target, Upstream
-from proxy.surfaces import Located, Surface, is_unsafe
-from proxy.target import (
-    model_in_deployment,
-    model_in_path,
-    model_in_query,
-    path_for,
-    query_for,
-    without_model,
-)
+from proxy.dialects import REALTIME, Dialect
+from proxy.errors import NOT_CONFIGURED, ProxyError
+from proxy.exchange import Exchange
+from proxy.headers import Headers, Pair
+from proxy.matching import Matched, Matcher, asked_for, check_taken, find
+from proxy.outbound import Addressed
+from proxy.places import Places
+from proxy.routes import Group, Route, Target, Upstream
+from proxy.surfaces import Surface, is_unsafe
+from proxy.target import by_model
 
 Lines = list[tuple[str, str]]
 
@@ -49,285 +51,269 @@ def explain(
     model = model or None  # as in a request
     lines: Lines = [] if model is None else [("model", model)]
     lines.append(("surface", f"{surface.name}, auth {surface.auth}"))
-    path, _, query = path.partition("?")
-    works = _explain(snapshot, surface, model, path, query, headers, lines)
+    works = _Road(snapshot, surface, path, headers, lines).go(model)
     return Explanation(tuple(lines), works)
 
 
-def _explain(
-    snapshot: Snapshot,
-    surface: Surface,
-    model: str | None,
-    path: str,
-    query: str,
-    headers: tuple[Pair, ...],
-    lines: Lines,
-) -> bool:
-    """Add to *lines* what happens; return whether it leads anywhere."""
-    if is_unsafe(path):
-        lines.append(("path", f"{path} → 400 bad_request: it could mean another place"))
-        return False
-    located = surface.locate(path)
-    if located is None or not located.suffix:
-        return _nothing(path, lines)
-    suffix, dialect = located.suffix, located.dialect
-    if dialect is not None:
-        lines.append(("path", f"{path}, dialect {dialect.name}"))
-        try:
-            model = model or _named(dialect, suffix, query, located.azure)
-            if dialect is REALTIME and model is None and surface.serves(suffix):
-                upstream = snapshot.unrouted.match(located.base, suffix)
-                if upstream is not None:
-                    return _kept(surface, located, path, query, upstream, lines, "WebSocket")
-            if dialect.carries == "body" and query:
-                query = without_model(query, model)
-            return _routed(snapshot, surface, model, dialect, located, query, headers, lines)
-        except BodyError as error:
-            lines.append(("model", f"400 invalid_model: {error.message}"))
-            return False
-    if surface.models == "list" and (suffix == "models" or suffix.startswith("models/")):
-        parts = query.split("&")
+class _Road:
+    """The road of one request: each of its steps adds to *lines*, and returns whether it leads anywhere."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        surface: Surface,
+        target: str,
+        headers: tuple[Pair, ...],
+        lines: Lines,
+    ) -> None:
+        path, _, query = target.partition("?")
+        self._snapshot = snapshot
+        self._surface = surface
+        self._passthrough = surface.auth == "passthrough"
+        self._matcher = Matcher(snapshot)
+        self._lines = lines
+        self._exchange = Exchange(
+            "", surface.name, "POST", path, query, Headers(headers), False, None, 0.0
+        )
+
+    def go(self, model: str | None) -> bool:
+        """Find what answers at the path, and what that makes of *model*."""
+        exchange, surface = self._exchange, self._surface
+        if is_unsafe(exchange.path):
+            return self._no(
+                "path", f"{exchange.path} → 400 bad_request: it could mean another place"
+            )
+        located = surface.locate(exchange.path)
+        if located is None or not located.suffix:
+            return self._nothing()
+        exchange.dialect, exchange.suffix = located.dialect, located.suffix
+        exchange.azure = located.azure
+        upstream = None
+        if surface.serves(located.suffix):
+            upstream = self._snapshot.unrouted.match(located.base, located.suffix)
+        if located.dialect is not None:
+            return self._carries(located.dialect, model, upstream)
+        if surface.models == "list" and f"{located.suffix}/".startswith("models/"):
+            return self._models()
+        return self._nothing() if upstream is None else self._kept(upstream)
+
+    def _models(self) -> bool:
+        """The list of models: ours, but for that of an upstream whose name the query says."""
+        exchange = self._exchange
+        parts = exchange.query.split("&")
         asked = next((part for part in parts if part.startswith("upstream=")), None)
         if asked is None:
-            lines.append(("path", f"{path}: the list of models, answered here"))
+            self._lines.append(("path", f"{exchange.path}: the list of models, answered here"))
             return True
         parts.remove(asked)
-        upstream = snapshot.upstreams.get(unquote(asked.removeprefix("upstream=")))
-        return _kept(surface, located, path, "&".join(parts), upstream, lines)
-    upstream = snapshot.unrouted.match(located.base, suffix) if surface.serves(suffix) else None
-    if upstream is None:
-        return _nothing(path, lines)
-    return _kept(surface, located, path, query, upstream, lines)
+        exchange.query = "&".join(parts)
+        return self._kept(self._snapshot.upstreams.get(unquote(asked.removeprefix("upstream="))))
 
-
-def _named(dialect: Dialect, suffix: str, query: str, azure: Azure | None) -> str | None:
-    """Return the model that the target itself names. Raises `BodyError`."""
-    if azure is not None and azure.deployment is not None:
-        return model_in_deployment(azure.deployment)
-    if dialect is GEMINI:
-        return model_in_path(suffix)
-    return model_in_query(query) if dialect is REALTIME else None
-
-
-def _nothing(path: str, lines: Lines) -> bool:
-    known = ", ".join(sorted(dialects.ENDPOINTS))
-    lines.append(("path", f"{path} → 404 not_found; the endpoints are {known}"))
-    return False
-
-
-def _kept(
-    surface: Surface,
-    located: Located,
-    path: str,
-    query: str,
-    upstream: Upstream | None,
-    lines: Lines,
-    method: str = "any method",
-) -> bool:
-    """Say what happens to what carries no model."""
-    dialect = dialects.family(located.suffix)
-    lines.append(("path", f"{path}, carries no model, dialect {dialect.name}"))
-    if upstream is None or surface.routes is not None:
-        why = "there is no such upstream" if upstream is None else "the surface shows some models"
-        lines.append(("upstream", f"404 not_found: {why}"))
-        return False
-    if dialect is MODELS and not upstream.speaks(dialect):
-        why = f"{upstream.name} has no list of models"
-        lines.append(("upstream", f"404 endpoint_not_supported: {why}"))
-        return False
-    lines.append(("keys", "those without a `models` list"))
-    target = Target(upstream, timeouts=upstream.timeouts)
-    base, suffix = None, located.suffix
-    if located.azure is not None:
-        base, suffix, query = from_azure(upstream, located.azure, dialect, suffix, query, None)
-    return _sent(surface, target, dialect, method, suffix, query, lines, base)
-
-
-def _routed(
-    snapshot: Snapshot,
-    surface: Surface,
-    model: str | None,
-    dialect: Dialect,
-    located: Located,
-    query: str,
-    headers: tuple[Pair, ...],
-    lines: Lines,
-) -> bool:
-    """Say what happens to what carries a model, or might."""
-    unnamed = snapshot.routes.unnamed()
-    route = unnamed if model is None else snapshot.routes.match(model)
-    if model is None and route is not None and not route.pattern.prefix:
-        model = route.name if surface.shows(route.name) else None
-        route = route if model else None
-    if model is None:
-        if not _led(surface, route, lines):
-            return False
-    elif route is None or not surface.shows(model):
-        near = snapshot.routes.nearest(model, surface.shows)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        why = "is not visible on this surface" if route else "no route matches"
-        lines.append(("route", f"404 model_not_found: {why}{hint}"))
-        return False
-    assert route is not None
-    lines += _route(snapshot, route, model)
-    groups = route.groups
-    if route.switch is not None:
+    def _carries(self, dialect: Dialect, model: str | None, upstream: Upstream | None) -> bool:
+        """What carries a model, or might: where it names none, a WebSocket goes to *upstream*, if there is one."""
+        exchange, surface = self._exchange, self._surface
+        self._lines.append(("path", f"{exchange.path}, dialect {dialect.name}"))
+        body = b"{}" if model is None else orjson.dumps({"model": model})
         try:
-            groups = route.switch.choose(headers)
+            found = self._found(dialect, model, body)
+            asked = asked_for(exchange, found)
         except ProxyError as error:
-            lines.append(("header", f"{error.kind.status} {error.kind.code}: {error.message}"))
-            values = ", ".join(value.decode("utf-8", "replace") for value in route.switch.to)
-            lines.append(("header", f"{route.switch.name} may be {values}"))
-            return False
-        lines.append(("chosen", f"by the header {route.switch.name}"))
-    targets = [target for group in groups for target in group.targets]
-    targets = targets[: 1 if surface.auth == "passthrough" else None]
-    if not any(target.upstream.speaks(dialect) for target in targets):
-        upstream = targets[0].upstream
-        spoken = ", ".join(upstream.spoken or ())
-        lines.append(("upstream", f"404 endpoint_not_supported: {upstream.name} speaks {spoken}"))
-        return False
-    works = False
-    for group in groups:
-        if len(group.targets) > 1 and surface.auth != "passthrough":
-            stick = f", sticky by {group.sticky.decode()}" if group.sticky else ""
-            lines.append(("policy", f"{group.policy} among {len(group.targets)}{stick}"))
-        for target in group.idle:
-            place = f"{target.upstream.name}/{route.model_sent(target, model)}"
-            lines.append(("idle", f"{place} gets nothing new: its weight is 0"))
-        for target in group.targets:
-            if target not in targets:
-                continue
-            if len(targets) > 1:
-                lines.append(("place", f"{targets.index(target) + 1} of {len(targets)}"))
-            placed = _placed(surface, route, target, model, dialect, located, query, lines)
-            if placed:
-                lines += _bounds(target, headers)
-            works = placed or works
-    return works
+            return self._refused("model", error)
+        if dialect is REALTIME and asked is None and upstream is not None:
+            return self._kept(upstream, "WebSocket")
+        try:
+            matched = self._matcher.lead(exchange, surface, asked)
+        except ProxyError as error:
+            return self._unled(asked, error)
+        return self._led(dialect, matched, found, body)
 
+    def _found(self, dialect: Dialect, model: str | None, body: bytes) -> Found:
+        """The model where *dialect* says it, unless one was given for it."""
+        exchange = self._exchange
+        if dialect is REALTIME and exchange.azure is not None:
+            exchange.query = by_model(exchange.query)
+        if model is None or dialect.carries == "body":
+            return find(exchange, body)
+        return Found(model, 0, 0, stream=False)
 
-def _led(surface: Surface, route: Route | None, lines: Lines) -> bool:
-    """Return whether *route* leads on *surface* what names no model, and whom."""
-    if route is None:
-        lines.append(
-            ("route", "400 invalid_model: the request names none, and none is the default")
+    def _unled(self, asked: str | None, error: ProxyError) -> bool:
+        """The model leads nowhere: there is no route, or one whose header does not say where to."""
+        route = self._exchange.route
+        if route is None or route.switch is None:
+            return self._refused("route", error)
+        self._lines += self._way(route, asked)
+        values = ", ".join(value.decode("utf-8", "replace") for value in route.switch.to)
+        self._refused("header", error)
+        return self._no("header", f"{route.switch.name} may be {values}")
+
+    def _led(self, dialect: Dialect, matched: Matched, found: Found, body: bytes) -> bool:
+        """Where a model leads, whoever takes it."""
+        exchange, surface, route = self._exchange, self._surface, matched.route
+        if matched.name is None:
+            self._lines.append(("keys", "those without a `models` list, or with `*` in it"))
+        self._lines += self._way(route, matched.name)
+        if route.switch is not None:
+            self._lines.append(("chosen", f"by the header {route.switch.name}"))
+        try:
+            check_taken(matched, exchange, surface)
+        except ProxyError as error:
+            if error.kind is not NOT_CONFIGURED:  # which is said of each place
+                return self._refused("upstream", error)
+        what = Asked(
+            exchange,
+            matched.groups,
+            self._passthrough,
+            route,
+            matched.name,
+            found,
+            body,
+            strip=surface.strip,
         )
+        method = "WebSocket" if dialect is REALTIME else "POST"
+        return self._placed(what, matched, method)
+
+    def _placed(self, what: Asked, matched: Matched, method: str) -> bool:
+        """The places that the request may go to, in their order in the file."""
+        places, works = Places(what, Scores(), lambda: 0.0), False
+        targets = [target for group in matched.groups for target in group.targets]
+        targets = targets[: 1 if self._passthrough else None]
+        for group in matched.groups:
+            if not self._passthrough:
+                self._lines += _policy(group, matched.route, matched.name)
+            for target in [one for one in group.targets if one in targets]:
+                if len(targets) > 1:
+                    place = f"{targets.index(target) + 1} of {len(targets)}"
+                    self._lines.append(("place", place))
+                sent = matched.route.model_sent(target, matched.name)
+                self._lines.append(("upstream model", "none, as asked" if sent is None else sent))
+                works = self._place(what, places, target, method) or works
+        return works
+
+    def _place(self, what: Asked, places: Places, target: Target, method: str) -> bool:
+        if places.bar(target) == "dialect":
+            why = f"{target.upstream.name} does not speak {what.dialect.name}"
+            return self._no("skipped", why)
+        works = self._sent(what, places, target, method)
+        if works:
+            self._lines += self._bounds(target)
+        return works
+
+    def _kept(self, upstream: Upstream | None, method: str = "any method") -> bool:
+        """What carries no model: it goes to *upstream*, whole."""
+        exchange, surface = self._exchange, self._surface
+        dialect = exchange.dialect = dialects.family(exchange.suffix)
+        self._lines.append(("path", f"{exchange.path}, carries no model, dialect {dialect.name}"))
+        try:
+            groups = self._matcher.whole(exchange, surface, upstream)
+        except ProxyError as error:
+            return self._refused("upstream", error)
+        self._lines.append(("keys", "those without a `models` list"))
+        what = Asked(exchange, groups, self._passthrough, strip=surface.strip)
+        places = Places(what, Scores(), lambda: 0.0)
+        return self._sent(what, places, groups[0].targets[0], method)
+
+    def _sent(self, what: Asked, places: Places, target: Target, method: str) -> bool:
+        """What is sent to *target*, and for how long it is waited for; whether it is configured."""
+        upstream, choices = target.upstream, places.choices(target)
+        try:
+            to, _ = what.write(choices[0])
+        except ProxyError as error:
+            return self._refused("upstream", error)
+        self._lines.append(("upstream", upstream.name))
+        self._lines.append(("url", f"{method} {_url(to)}"))
+        if to.base.origin.proxy is not None:
+            self._lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
+        self._lines += self._headers(upstream, what.dialect, choices)
+        for timeout in TIMEOUT_NAMES:
+            seconds = getattr(target.timeouts, timeout)
+            limit = "none" if seconds is None else f"{seconds:g} s"
+            origin = f"  ({target.origins[timeout]})" if target.origins else ""
+            self._lines.append(("timeout", f"{timeout} {limit}{origin}"))
+        variable = upstream.lacks(passthrough=self._passthrough)
+        if variable is not None:
+            self._lines.append(("dormant", f"503 not_configured: {variable} is not set"))
+        return variable is None
+
+    def _headers(self, upstream: Upstream, dialect: Dialect, choices: list[Choice]) -> Lines:
+        """What is put into the head for *upstream*: secrets masked, and with whose they are."""
+        lines: Lines = []
+        if self._passthrough:
+            lines.append(("header", "the caller's own credential, as it came"))
+        else:
+            for index, choice in enumerate(choices):
+                if choice.credential is not None:
+                    turn = f", {index + 1} of {len(choices)}" if index else ""
+                    source = choice.credential.secret.source
+                    masked = choice.credential.masked(dialect.name)
+                    lines.append(("header", f"{masked}  (from {source}{turn})"))
+        lines += [
+            ("header", f"{n.decode()}: as it came, if it did") for n in sorted(upstream.forward)
+        ]
+        set_for, unless = f"set for {upstream.name}", "if the client sends none"
+        added = [(set_for, upstream.headers), (unless, upstream.defaults.get(dialect.name, ()))]
+        for why, pairs in added:
+            for name, value in pairs:
+                shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
+                lines.append(("header", f"{name.decode()}: {shown}  ({why})"))
+        return lines
+
+    def _bounds(self, target: Target) -> Lines:
+        """Say what may follow when *target* fails, and what ends it, of all that bounds the wait for its answer:
+        what the SDK says among it, if *headers* have it.
+        """
+        retry = target.retry
+        tries = "1 try" if retry.attempts == 1 else f"{retry.attempts} tries"
+        said = f"{tries} at a place, and no more in all that may be billed"
+        if not retry.next:
+            said += "; no other place"
+        elif retry.deadline is not None:
+            said += f"; nothing is begun after {retry.deadline:g} s"
+        if retry.also and retry.next:
+            said += f"; {', '.join(map(str, retry.also))} lead on too"
+        told = self._exchange.headers.first
+        first = min(bounds(target.timeouts, told), key=lambda bound: bound.seconds, default=None)
+        wait = "nothing: the answer is waited for without end"
+        if first is not None:
+            since = "it was sent" if first.since == "sent" else f"its {first.since} came in"
+            wait = f"{first.name}: the answer must have begun {first.seconds:g} s after {since}"
+        return [("retry", said), ("cuts first", wait)]
+
+    def _way(self, route: Route, model: str | None) -> Lines:
+        kind = "longest prefix" if route.pattern.prefix else "exact name"
+        if model is None:
+            kind = "takes any name, and none"
+        via = "".join(f" → {name}" for name in route.via)
+        candidates = [] if model is None else self._snapshot.routes.candidates(model)
+        others = [other.name for other in candidates if other is not route]
+        lines = [("route", f'"{route.name}"{via}, {kind}')]
+        if others:
+            lines.append(("rejected", ", ".join(f'"{name}"' for name in others) + " (less exact)"))
+        return lines
+
+    def _nothing(self) -> bool:
+        known = ", ".join(sorted(dialects.ENDPOINTS))
+        return self._no("path", f"{self._exchange.path} → 404 not_found; the endpoints are {known}")
+
+    def _refused(self, label: str, error: ProxyError) -> bool:
+        return self._no(label, f"{error.kind.status} {error.kind.code}: {error.message}")
+
+    def _no(self, label: str, text: str) -> bool:
+        self._lines.append((label, text))
         return False
-    if not surface.shows_anything():
-        lines.append(("route", "404 model_not_found: not every model is visible on this surface"))
-        return False
-    lines.append(("keys", "those without a `models` list, or with `*` in it"))
-    return True
 
 
-def _placed(
-    surface: Surface,
-    route: Route,
-    target: Target,
-    model: str | None,
-    dialect: Dialect,
-    located: Located,
-    query: str,
-    lines: Lines,
-) -> bool:
-    """Say what is sent to *target*, one of the places that *route* leads to."""
-    sent, method = route.model_sent(target, model), "POST"
-    suffix, base = located.suffix, None
-    lines.append(("upstream model", "none, as asked" if sent is None else sent))
-    if not target.upstream.speaks(dialect):
-        lines.append(("skipped", f"{target.upstream.name} does not speak {dialect.name}"))
-        return False
-    if dialect is GEMINI and sent is not None:
-        suffix = path_for(suffix, sent)
-    elif dialect is REALTIME:
-        method = "WebSocket"
-        query = query if sent is None else query_for(query, sent)
-    if located.azure is not None:
-        base, suffix, query = from_azure(
-            target.upstream, located.azure, dialect, suffix, query, sent
-        )
-    return _sent(surface, target, dialect, method, suffix, query, lines, base)
+def _url(to: Addressed) -> str:
+    origin = to.base.origin
+    return f"{origin.scheme}://{origin.authority}{to.target}"
 
 
-def _bounds(target: Target, headers: tuple[Pair, ...]) -> Lines:
-    """Say what may follow when *target* fails, and what ends it, of all that bounds the wait for its answer:
-    what the SDK says among it, if *headers* have it.
-    """
-    retry = target.retry
-    tries = "1 try" if retry.attempts == 1 else f"{retry.attempts} tries"
-    said = f"{tries} at a place, and no more in all that may be billed"
-    if not retry.next:
-        said += "; no other place"
-    elif retry.deadline is not None:
-        said += f"; nothing is begun after {retry.deadline:g} s"
-    if retry.also and retry.next:
-        said += f"; {', '.join(map(str, retry.also))} lead on too"
-    told = {name.lower(): value for name, value in headers}
-    first = min(bounds(target.timeouts, told), key=lambda bound: bound.seconds, default=None)
-    wait = "nothing: the answer is waited for without end"
-    if first is not None:
-        since = "it was sent" if first.since == "sent" else f"its {first.since} came in"
-        wait = f"{first.name}: the answer must have begun {first.seconds:g} s after {since}"
-    return [("retry", said), ("cuts first", wait)]
-
-
-def _sent(
-    surface: Surface,
-    target: Target,
-    dialect: Dialect,
-    method: str,
-    suffix: str,
-    query: str,
-    lines: Lines,
-    base: Base | None,
-) -> bool:
-    """Say what is sent to *target*, and for how long it is waited for."""
-    upstream = target.upstream
-    passthrough = surface.auth == "passthrough"
-    if passthrough and not upstream.passthrough:
-        why = f"{upstream.name} does not say `passthrough = true`"
-        lines.append(("upstream", f"403 model_not_allowed: {why}"))
-        return False
-    to = address(upstream, dialect, suffix, "", base)
-    lines.append(("upstream", upstream.name))
-    lines.append(("url", f"{method} {to.base.url(suffix)}{'?' + query if query else ''}"))
-    if to.base.origin.proxy is not None:
-        lines.append(("proxy", to.base.origin.proxy.rpartition("@")[2]))
-    if passthrough:
-        lines.append(("header", "the caller's own credential, as it came"))
-    else:
-        for index, credential in enumerate(upstream.credentials):
-            source = credential.secret.source
-            turn = f", {index + 1} of {len(upstream.credentials)}" if index else ""
-            lines.append(("header", f"{credential.masked(dialect.name)}  (from {source}{turn})"))
-    for name in sorted(upstream.forward):
-        lines.append(("header", f"{name.decode()}: as it came, if it did"))
-    for name, value in upstream.headers:
-        shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
-        lines.append(("header", f"{name.decode()}: {shown}  (set for {upstream.name})"))
-    for name, value in upstream.defaults.get(dialect.name, ()):
-        shown = value.decode("latin-1") if (name, value) in upstream.public else "…"
-        lines.append(("header", f"{name.decode()}: {shown}  (if the client sends none)"))
-    for timeout in TIMEOUT_NAMES:
-        seconds = getattr(target.timeouts, timeout)
-        limit = "none" if seconds is None else f"{seconds:g} s"
-        origin = f"  ({target.origins[timeout]})" if target.origins else ""
-        lines.append(("timeout", f"{timeout} {limit}{origin}"))
-    variable = upstream.lacks(passthrough=passthrough)
-    if variable is not None:
-        lines.append(("dormant", f"503 not_configured: {variable} is not set"))
-    return variable is None
-
-
-def _route(snapshot: Snapshot, route: Route, model: str | None) -> Lines:
-    kind = "longest prefix" if route.pattern.prefix else "exact name"
-    if model is None:
-        kind = "takes any name, and none"
-    via = "".join(f" → {name}" for name in route.via)
-    candidates = [] if model is None else snapshot.routes.candidates(model)
-    others = [other.name for other in candidates if other is not route]
-    lines = [("route", f'"{route.name}"{via}, {kind}')]
-    if others:
-        lines.append(("rejected", ", ".join(f'"{name}"' for name in others) + " (less exact)"))
+def _policy(group: Group, route: Route, name: str | None) -> Lines:
+    """Return how one of *group* is chosen, where there is a choice, and who of it gets nothing."""
+    lines: Lines = []
+    if len(group.targets) > 1:
+        stick = f", sticky by {group.sticky.decode()}" if group.sticky else ""
+        lines.append(("policy", f"{group.policy} among {len(group.targets)}{stick}"))
+    for target in group.idle:
+        place = f"{target.upstream.name}/{route.model_sent(target, name)}"
+        lines.append(("idle", f"{place} gets nothing new: its weight is 0"))
     return lines

@@ -4,7 +4,6 @@ What was matched before is known by heart, as long as the snapshot holds. A `Mat
 road goes by from here on, and all that is ever said about where a model leads.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from sys import getsizeof
 
@@ -69,7 +68,8 @@ class Matcher:
             exchange.model, exchange.model_sent = known.model, known.sent
             exchange.upstream, exchange.route = known.upstream, known.route
             return known
-        found = self._find(exchange, surface, asked)
+        found = self.lead(exchange, surface, asked)
+        check_taken(found, exchange, surface)
         if found.route.switch is None and (asked is None or len(asked) <= MATCHED_CHARS):
             size = getsizeof(asked) + getsizeof(found.model) + getsizeof(found.sent)
             self._known.keep(question, found, size)
@@ -79,30 +79,31 @@ class Matcher:
         self, exchange: Exchange, surface: Surface, upstream: Upstream | None
     ) -> tuple[Group, ...]:
         """Return where *exchange* goes, which carries no model: to *upstream*, whole. Raises `ProxyError`."""
+        groups = self.whole(exchange, surface, upstream)
+        target = groups[0].targets[0]
         passthrough = surface.auth == "passthrough"
+        check_able((target,), None, target.upstream.name, passthrough=passthrough)
+        return groups
+
+    def whole(
+        self, exchange: Exchange, surface: Surface, upstream: Upstream | None
+    ) -> tuple[Group, ...]:
+        """Do what `unrouted` does, but for looking whether *upstream* is configured."""
         upstream = exchange.upstream = _may_use(exchange, surface, upstream)
         groups = self._whole.get(upstream)
         if groups is None:
             whole = Target(upstream, timeouts=upstream.timeouts, retry=upstream.retry)
             groups = self._whole[upstream] = (Group((whole,)),)
-        check_able(groups[0].targets, None, upstream.name, passthrough=passthrough)
         return groups
 
-    def _find(self, exchange: Exchange, surface: Surface, asked: str | None) -> Matched:
-        """Do what `match` does, for what was not matched before."""
+    def lead(self, exchange: Exchange, surface: Surface, asked: str | None) -> Matched:
+        """Do what `match` does, but for looking whether anybody there takes it (`check_taken`)."""
         route = exchange.route = self._route(exchange, surface, asked)
         name = None if asked is None and route.pattern.prefix else asked or route.name
         groups = route.groups if route.switch is None else route.switch.choose(exchange.headers)
-        targets: Sequence[Target] = groups[0].targets
-        if len(groups) > 1:
-            targets = [target for group in groups for target in group.targets]
-        upstream = exchange.upstream = targets[0].upstream
-        sent = exchange.model_sent = route.model_sent(targets[0], name)
-        passthrough, shown = surface.auth == "passthrough", exchange.model or route.name
-        if passthrough:
-            targets = targets[:1]
-            _check_passthrough(upstream, f'The model "{shown}"', "model")
-        check_able(targets, exchange.dialect, shown, passthrough=passthrough)
+        first = groups[0].targets[0]
+        upstream = exchange.upstream = first.upstream
+        sent = exchange.model_sent = route.model_sent(first, name)
         return Matched(route, groups, name, exchange.model, sent, upstream)
 
     def _route(self, exchange: Exchange, surface: Surface, asked: str | None) -> Route:
@@ -147,6 +148,16 @@ class Matcher:
         if near:
             message += " Did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
         return message + " See GET /v1/models."
+
+
+def check_taken(matched: Matched, exchange: Exchange, surface: Surface) -> None:
+    """Refuse *exchange* where nobody whom it was *matched* to can take it. Raises `ProxyError`."""
+    passthrough, shown = surface.auth == "passthrough", matched.model or matched.route.name
+    targets = [target for group in matched.groups for target in group.targets]
+    if passthrough:
+        targets = targets[:1]
+        _check_passthrough(matched.upstream, f'The model "{shown}"', "model")
+    check_able(targets, exchange.dialect, shown, passthrough=passthrough)
 
 
 def find(exchange: Exchange, body: Body) -> Found:

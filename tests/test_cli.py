@@ -427,7 +427,7 @@ def test_explain(here: Path) -> None:
     [
         (("big", "--path", "/v1/messages"), 0, "llm.corp.example:8000/v1/messages"),
         (("big", "--path", "/v1/files"), 1, "404 not_found"),
-        (("bigg",), 1, "nearest: big"),
+        (("bigg",), 1, 'Did you mean "big"?'),
         (("gpt-4o",), 1, "OPENAI_API_KEY is not set"),
         (("big", "--surface", "main"), 0, "surface  main"),
         ((), 1, "400 invalid_model"),

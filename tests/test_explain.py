@@ -261,6 +261,8 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         ("rt", "/v1/realtime", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
         ("rt", "/v1/realtime?model=rt&a=%20", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime&a=%20"),
         (None, "/openai/deployments/rt/chat/completions?api-version=1&a=2", "POST https://api.openai.com/v1/chat/completions?a=2"),
+        ("gpt-4o", "/openai/deployments/rt/chat/completions?api-version=1", "POST https://api.openai.com/v1/chat/completions"),
+        (None, "/openai/realtime?api-version=1&deployment=rt", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
         (None, "/v1/realtime?model=rt", "WebSocket https://api.openai.com/v1/realtime?model=gpt-realtime"),
         (None, "/v1/realtime", "WebSocket https://llm.corp.example/v1/realtime"),
         ("gem/x", "/v1beta/models/y:generateContent", "POST https://generativelanguage.googleapis.com/v1beta/models/x:generateContent"),
@@ -327,9 +329,21 @@ def test_own_list(vendors: Snapshot, path: str) -> None:
 @pytest.mark.parametrize(
     ("model", "path", "why"),
     [
-        ("gpt-4o", "/v1/messages", "404 endpoint_not_supported: openai speaks chat, "),
-        ("corp", "/v1/embeddings", "404 endpoint_not_supported: corp speaks chat"),
-        ("claude", "/v1/responses", "404 endpoint_not_supported: anthropic speaks chat, "),
+        (
+            "gpt-4o",
+            "/v1/messages",
+            '404 endpoint_not_supported: The upstream "openai" of the model "gpt-4o" does not',
+        ),
+        (
+            "corp",
+            "/v1/embeddings",
+            '404 endpoint_not_supported: The upstream "corp" of the model "corp" does not',
+        ),
+        (
+            "claude",
+            "/v1/responses",
+            '404 endpoint_not_supported: The upstream "anthropic" of the model "claude" does',
+        ),
         (None, "/v1/models?upstream=moai", "404 not_found"),
         (None, "/v1/models?upstream=", "404 not_found"),
         (None, "/v1/models?upstream=humiris", "404 endpoint_not_supported"),
@@ -602,7 +616,9 @@ def test_no_place_speaks_it(chains: Snapshot) -> None:
     """Where no place speaks the dialect, that is the answer."""
     told = asked(chains, "m", "/v1/messages")
     assert not told.works
-    assert "404 endpoint_not_supported: corp speaks chat, embeddings" in shown(told, "upstream")
+    (said,) = shown(told, "upstream")
+    assert said.startswith("404 endpoint_not_supported: ")
+    assert said.endswith("It speaks chat, embeddings.")
     assert shown(told, "place") == []
 
 
