@@ -273,7 +273,7 @@ class Relay:
             reframe = self._marker.checked or self._comment_after is not None
         else:
             self._comment_after = None
-        if self._asked is not None and self._has_model(status, headers):
+        if self._asked is not None and self._may_name_model(status, headers):
             self._echo = Echo(self._asked, stream=self._marker is not None)
             reframe = True
         begun, self._chunked, self.keep_alive = head(
@@ -287,8 +287,8 @@ class Relay:
         )
         return begun
 
-    def _has_model(self, status: int, headers: Headers) -> bool:
-        """Return whether the answer may say a model, in whose place the one stands that was asked for."""
+    def _may_name_model(self, status: int, headers: Headers) -> bool:
+        """Return whether the answer may name a model, in whose place the one stands that was asked for."""
         good = status == 200 if self._marker is None else is_good(status)
         return good and is_plain(headers) and has_model(headers)
 
