@@ -14,6 +14,7 @@ from proxy.opening import Opened, Opener
 from proxy.ports import Inbound
 from proxy.reader import Reader
 from proxy.routes import Route, check_able
+from proxy.tally import tally_of
 
 MESSAGE_BYTES = 1024 * 1024
 """Refuse a hook's message that is longer than this."""
@@ -78,7 +79,9 @@ class Asking:
         left = None
         if timeouts.total is not None:
             left = exchange.received + timeouts.total - self._clock()
-        reader = Reader(opened.connection, timeouts.idle, left)
+        upstream = opened.connection
+        exchange.told = tally = tally_of(exchange, False, upstream.status, upstream.headers)
+        reader = Reader(upstream, timeouts.idle, left, () if tally is None else (tally,))
         async with aclosing(reader.pieces()) as pieces:
             async for piece in pieces:
                 yield piece

@@ -23,10 +23,11 @@ from proxy.keys import Key
 from proxy.matching import Matcher, asked_for, find
 from proxy.opening import Opened, Opener
 from proxy.outbound import CHUNKED, WEBSOCKET, length
-from proxy.ports import Inbound
+from proxy.ports import Inbound, Tap
 from proxy.relay import Relay
 from proxy.routes import Upstream
 from proxy.surfaces import Surface
+from proxy.tally import tally_of
 from proxy.target import by_model, names_no_model
 from proxy.tunnel import Tunnel
 from proxy.unnamed import Unnamed
@@ -198,18 +199,25 @@ class Forward:
     # Relay
 
     def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> Relay:
-        route = exchange.route
+        route, upstream = exchange.route, opened.connection
+        taps: list[Tap] = []
+        if route is not None and exchange.model is None:
+            taps.append(Unnamed(exchange))
+        tally = tally_of(exchange, route is None, upstream.status, upstream.headers)
+        if tally is not None:
+            exchange.told = tally
+            taps.append(tally)
         return Relay(
             exchange,
             opened.attempt,
-            opened.connection,
+            upstream,
             inbound,
             opened.choice.target.timeouts,
             self._clock,
             keep_alive=inbound.keep_alive and inbound.complete(),
             comment_after=None if route is None else route.comment_after,
             echo=exchange.echo,
-            taps=(Unnamed(exchange),) if route is not None and exchange.model is None else (),
+            taps=taps,
         )
 
     async def _pass(self, relay: Relay | Tunnel, opened: Opened, exchange: Exchange) -> bool:

@@ -15,6 +15,9 @@ TRIES = 8
 """So many places of a name are tried at most, of each end."""
 
 
+_EMPTY: deque[bytes] = deque(maxlen=0)
+
+
 class Ends:
     """Both ends of what is added, all of it where that is no more than the two."""
 
@@ -23,7 +26,7 @@ class Ends:
     def __init__(self) -> None:
         self._head: list[bytes] = []
         self._left = END_BYTES  # room for the head
-        self._tail: deque[bytes] = deque()
+        self._tail: deque[bytes] = _EMPTY  # until there is one
         self._size = 0  # of the tail
         self._cut = False
 
@@ -38,6 +41,8 @@ class Ends:
             if len(data) > END_BYTES:
                 data = data[-END_BYTES:]
                 self._cut = True
+            if not self._size:
+                self._tail = deque()
             self._tail.append(data)
             self._size += len(data)
             while self._size - len(self._tail[0]) >= END_BYTES:

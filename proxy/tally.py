@@ -20,6 +20,8 @@ from proxy.headers import Headers, has_model, is_plain
 from proxy.members import Ends, beginnings, endings
 from proxy.usage import Counts, Usage, cost_of, counted, others_of, tools_of
 
+LOOKED_AT = 64
+"""By so much of its beginning it is seen whether an answer is a stream; white space may come before."""
 BATCH_BYTES = 8 * 1024
 """Events are searched when there are so many: that is several times faster than one by one."""
 KEPT = 4
@@ -147,9 +149,14 @@ class Tally:
             if rest := self._held.whole():
                 self._recent.append(rest + b"\n\n")
             self._search()
-            for event in (self._first, *self._kept, self._end()):
-                for data in sse.data_of(event)[0]:
-                    reading.take(data)
+            begun = self._dialect == "messages"  # there the first event has counts, too
+            last = self._end()
+            for event in (*([self._first] if begun else []), *self._kept):
+                reading.take_event(event)
+            if last not in self._kept:
+                reading.take_event(last)
+            if reading.model is None and not begun:
+                reading.take_event(self._first)
             read = read and not (self._lost and not reading.told)
         elif (text := self._held.whole()) is not None:
             read = read and (not text or reading.take(text))
@@ -175,11 +182,11 @@ class Tally:
     def _add(self, data: bytes) -> None:
         """Take *data*, unpacked."""
         if self._stream is None:
-            data = b"".join([self._held.head, data])
-            self._held = Ends()
-            self._stream = sse.begins(data)
-            if self._stream:
-                data = data.removeprefix(sse.BOM)
+            if before := self._held.head:
+                data, self._held = before + data, Ends()
+            self._stream = sse.begins(data if len(data) < LOOKED_AT else data[:LOOKED_AT])
+            if self._stream is not None and data.startswith(sse.BOM):
+                data = data[len(sse.BOM) :]
         if self._stream:
             self._split(data)
         else:
@@ -237,8 +244,11 @@ class Tally:
 
     def _end(self) -> bytes:
         """Return the event that says why the stream has ended, nothing where none does."""
-        at = max(self._before.rfind(reason) for reason in _REASONS)
-        return _around(self._before, at) if at >= 0 else b""
+        for reason in _REASONS:
+            at = self._before.rfind(reason)
+            if at >= 0:
+                return _around(self._before, at)
+        return b""
 
 
 def _first_of(events: bytes) -> bytes:
@@ -254,9 +264,10 @@ def _first_of(events: bytes) -> bytes:
 
 def _around(events: bytes, at: int) -> bytes:
     """Return the event, of *events*, that *at* is in."""
-    found = (events.rfind(blank, 0, at) for blank in _BLANKS)
+    blanks = _BLANKS if b"\r" in events else _BLANKS[:1]
+    found = (events.rfind(blank, 0, at) for blank in blanks)
     begin = max(found) + 1  # the rest of the line ends changes nothing
-    nexts = [end for blank in _BLANKS if (end := events.find(blank, at)) >= 0]
+    nexts = [end for blank in blanks if (end := events.find(blank, at)) >= 0]
     return events[begin : min(nexts, default=len(events))] + b"\n\n"
 
 
@@ -299,14 +310,19 @@ def _is_whole(text: bytes) -> bool:
 class _Reading:
     """What was read so far: *told*, the vendor's usage object, of whose repeated numbers the last ones count."""
 
-    __slots__ = ("_dialect", "_model", "_reason", "_tier", "told")
+    __slots__ = ("_dialect", "_reason", "_tier", "model", "told")
 
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
         self._reason: str | None = None
-        self._model: str | None = None
+        self.model: str | None = None
         self._tier: str | None = None
         self.told: Tree = {}
+
+    def take_event(self, event: bytes) -> None:
+        """Take what an *event* says."""
+        for data in sse.data_of(event)[0]:
+            self.take(data)
 
     def take(self, text: bytes) -> bool:
         """Take what the answer or event *text* says; return whether it could be read."""
@@ -324,7 +340,7 @@ class _Reading:
     def usage(self, *, partial: bool, unread: bool) -> Usage:
         """Return what it all comes to."""
         told = self.told
-        reason, model, tier = self._reason, self._model, self._tier
+        reason, model, tier = self._reason, self.model, self._tier
         counts, conflict = counted(told, self._dialect) if told else (Counts(), False)
         if told and tier is None:
             named = told.get("service_tier") or told.get("serviceTier")
@@ -351,7 +367,7 @@ class _Reading:
             self._add_usage(one.choices[-1].usage)  # Moonshot's
         if one.candidates:
             self._reason = one.candidates[0].finishReason or self._reason
-        self._model = one.modelVersion or self._model
+        self.model = one.modelVersion or self.model
         self._add_usage(one.usageMetadata)
         self._add_inner(one)
         if one.meta is not None and isinstance(billed := one.meta.get("billed_units"), dict):
@@ -360,7 +376,7 @@ class _Reading:
             self.told.setdefault("cached_tokens", one.timings["cache_n"])
 
     def _add_inner(self, one: _Inner) -> None:
-        self._model = one.model or self._model
+        self.model = one.model or self.model
         self._tier = one.service_tier or self._tier
         self._reason = one.stop_reason or one.finish_reason or self._reason
         if self._dialect == "responses":

@@ -56,7 +56,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     def told(self) -> dict[str, int]:
         """Return the counts that were told, by their names."""
-        every = ((kind, getattr(self, kind)) for kind in KINDS)
+        every = zip(KINDS, msgspec.structs.astuple(self), strict=True)
         return {kind: count for kind, count in every if count is not None}
 
 
@@ -84,6 +84,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     conflict: bool = False
     partial: bool = False
     unread: bool = False
+
+
+UNTOLD = Usage()
+"""What is known of an answer that tells nothing."""
 
 
 def counted(told: Tree, dialect: str) -> tuple[Counts, bool]:
