@@ -11,9 +11,8 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from proxy.edge import Request
-from proxy.errors import CLIENT_STALLED, SHUTDOWN, ProxyError
+from proxy.errors import CLIENT_STALLED, IDS, SHUTDOWN, ProxyError, head_of_ours
 from proxy.exchange import Exchange
-from proxy.headers import lines
 
 STALL_SECONDS = 60.0
 """Let a client go that takes nothing of a stream of ours for this long."""
@@ -30,14 +29,14 @@ def respond(
     keep_alive = request.keep_alive and not request.waiting
     exchange.status = status.value
     exchange.outcome = "ok"
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-        f"x-trunkline-id: {exchange.id}\r\nx-request-id: {exchange.id}\r\n"
-        f"request-id: {exchange.id}\r\n"
-    ).encode("ascii")
-    head += lines(exchange.added)
-    head += b"\r\n" if keep_alive else b"Connection: close\r\n\r\n"
+    head = head_of_ours(
+        status.value,
+        len(body),
+        exchange.id,
+        added=exchange.added,
+        content_type=content_type,
+        close=not keep_alive,
+    )
     if request.transport is not None:
         whole = head if exchange.method == "HEAD" else head + body
         exchange.bytes_out = len(whole) - len(head)
@@ -51,8 +50,7 @@ class Events(EventSourceResponse):
     """
 
     def __init__(self, exchange: Exchange, patience: float | None) -> None:
-        names = ("x-trunkline-id", "x-request-id", "request-id")
-        headers = dict.fromkeys(names, exchange.id)
+        headers = dict.fromkeys(IDS, exchange.id)
         headers |= {name.decode(): value.decode("latin-1") for name, value in exchange.added}
         super().__init__(sep="\n", headers=headers, allow_all_methods=True, send_timeout=patience)
         self.headers["Connection"] = "close"  # which is what comes of it

@@ -271,6 +271,10 @@ _GEMINI_BY_STATUS = {
 """google.rpc.Code, by status."""
 
 
+IDS = ("x-trunkline-id", "x-request-id", "request-id")
+"""Name an answer of our own, and what was asked, as each of the vendors' SDKs looks for it."""
+
+
 def render(
     error: ProxyError,
     shape: Shape,
@@ -290,24 +294,36 @@ def render(
     """
     kind = error.kind
     content = _content(error, shape, request_id, name)
-    lines = [
-        f"HTTP/1.1 {kind.status} {_reason(kind.status)}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(content)}",
-        f"x-trunkline-id: {request_id}",
-        f"x-request-id: {request_id}",
-        f"request-id: {request_id}",
-    ]
-    lines += [f"{name}: {value}" for name, value in error.headers]
+    told = [*error.headers]
     if kind.status == 401:
-        lines.append("WWW-Authenticate: Bearer")
+        told.append(("WWW-Authenticate", "Bearer"))
     if error.retry is not None:
-        lines.append(f"x-should-retry: {'true' if error.retry else 'false'}")
-    if error.close:
-        lines.append("Connection: close")
-    head = "\r\n".join(lines).encode("ascii") + b"\r\n"
-    head += b"".join([b"%b: %b\r\n" % pair for pair in added]) + b"\r\n"
+        told.append(("x-should-retry", "true" if error.retry else "false"))
+    head = head_of_ours(kind.status, len(content), request_id, told, added, close=error.close)
     return head + content if body else head
+
+
+def head_of_ours(
+    status: int,
+    length: int,
+    request_id: str,
+    told: Iterable[tuple[str, str]] = (),
+    added: Iterable[tuple[bytes, bytes]] = (),
+    *,
+    content_type: str = "application/json",
+    close: bool,
+) -> bytes:
+    """Write the head, with its empty line, of an answer of our own whose body has *length* bytes; *told* and
+    *added* are further headers.
+    """
+    pairs = [("Content-Type", content_type), ("Content-Length", str(length))]
+    pairs += [(name, request_id) for name in IDS]
+    pairs += told
+    if close:
+        pairs.append(("Connection", "close"))
+    first = f"HTTP/1.1 {status} {_reason(status)}\r\n"
+    head = first + "".join([f"{name}: {value}\r\n" for name, value in pairs])
+    return head.encode("ascii") + b"".join([b"%b: %b\r\n" % pair for pair in added]) + b"\r\n"
 
 
 def render_event(error: ProxyError, shape: Shape, request_id: str) -> bytes:

@@ -25,6 +25,7 @@ from proxy.form import boundary_of
 from proxy.form import find_model as find_in_form
 from proxy.keys import Key
 from proxy.routes import Group, Route, Target, Upstream, check_able
+from proxy.sight import Sight
 from proxy.surfaces import Surface
 from proxy.target import model_in_deployment, model_in_path, model_in_query, streams, without_model
 
@@ -138,13 +139,10 @@ class Matcher:
         return route
 
     def _not_found(self, asked: str, surface: Surface, key: Key | None) -> str:
-        def visible(name: str) -> bool:
-            return surface.shows(name) and (key is None or key.may_ask(name))
-
         message = f'No route leads to the model "{printable(asked)}".'
         if surface.models == "hidden":
             return message
-        near = self._routes.nearest(asked, visible)
+        near = self._routes.nearest(asked, Sight(surface, key).shows)
         if near:
             message += " Did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
         return message + " See GET /v1/models."

@@ -31,6 +31,7 @@ from proxy.directory import (
 from proxy.errors import Kind, ProxyError, Shape, render
 from proxy.keys import Key
 from proxy.routes import Route
+from proxy.sight import Sight
 from proxy.surfaces import Surface
 
 Json = dict[str, Any]
@@ -57,7 +58,7 @@ class View:
     ) -> None:
         self.surface = surface
         self.snapshot = snapshot
-        self.key = key
+        self.sight = Sight(surface, key, snapshot.routes)
         self.refusal = refusal
 
     @property
@@ -85,13 +86,7 @@ class View:
         """Return the routes of all names that this caller may see, in the order of the file."""
         if self.refusal is not None or self.surface.models == "hidden":
             return {}
-        routes = self.snapshot.routes
-        names = dict.fromkeys(name for route in routes.routes for name in routes.names(route))
-        found = {name: routes.match(name) for name in names if self._may_ask(name)}
-        return {name: route for name, route in found.items() if route is not None}
-
-    def _may_ask(self, name: str) -> bool:
-        return self.surface.shows(name) and (self.key is None or self.key.may_ask(name))
+        return self.sight.models()
 
     def speakers(self, dialect: Dialect) -> list[str]:
         """Return the names that answer in *dialect*; those that lack nothing come first."""
@@ -114,7 +109,7 @@ class View:
     @property
     def kept(self) -> list[str]:
         """Return the paths below the base that carry no model and that this caller may use."""
-        if self.surface.routes is not None or (self.key and self.key.models is not None):
+        if not self.sight.whole:
             return []
         known = (path for path in self.snapshot.unrouted.upstreams if path != "*")
         return [path for path in known if self.surface.serves(path)]
@@ -176,7 +171,7 @@ def summary(view: View, root: str) -> Json:
         "auth": _auth(view.surface),
         "caller": {
             "known": view.refusal is None,
-            "key": view.key.name if view.key is not None else None,
+            "key": view.sight.key.name if view.sight.key is not None else None,
             "message": view.refusal,
         },
         "models_listed": view.surface.models == "list",

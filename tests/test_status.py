@@ -22,7 +22,7 @@ from proxy.headers import Headers
 from proxy.keys import Key
 from proxy.patterns import Pattern
 from proxy.routes import RouteTable
-from proxy.surfaces import Address, Surface
+from proxy.sight import Sight
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (
@@ -623,22 +623,6 @@ async def test_hidden_channels(
     assert found["connected_channels"] == len(seen - {"openai"})
 
 
-@pytest.mark.parametrize(
-    ("listen", "key", "named"),
-    [
-        ("127.0.0.1", None, True),
-        ("0.0.0.0", None, False),
-        ("0.0.0.0", Key("all", b""), True),
-        ("127.0.0.1", Key("some", b"", (Pattern("", True),)), False),
-        ("0.0.0.0", Key("other", b"", ()), True),
-    ],
-)
-def test_who_is_named(listen: str, key: Key | None, named: bool) -> None:
-    """The names of others' keys are for who sees all, and holds a key or sits at this machine."""
-    surface = Surface("s", (Address(listen, 1),), ("/v1",), "none" if key is None else "keys")
-    assert status.View(surface, key, RouteTable(())).names("other") is named
-
-
 async def test_own_session(upstream: Upstream) -> None:
     """A restricted key sees of its own sessions all that there is to see."""
     upstream.will(hang())
@@ -922,8 +906,8 @@ def test_merged() -> None:
     ]
     workers.append({"worker": 2, "pid": 12, "facts": None})
     key = Key("k1", b"", (Pattern("r1", False),))
-    view = status.View(None, key, RouteTable(()))
-    found = status.shown(status.merged(told[1], workers, 12.34567, 7), status.View())
+    view = Sight(None, key, RouteTable(()))
+    found = status.shown(status.merged(told[1], workers, 12.34567, 7), Sight())
     assert status.shown(found | {"channels": []}, view)["sessions"] == [
         dict.fromkeys(("route", "upstream", "key", "model")) | {"id": "req_0", "worker": 0},
         {"id": "req_1", "route": "r1", "upstream": None, "key": "k1", "model": "r1", "worker": 1},

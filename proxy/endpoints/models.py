@@ -21,6 +21,7 @@ from proxy.forward import Forward
 from proxy.frame import Endpoint
 from proxy.keys import Key
 from proxy.routes import Route
+from proxy.sight import Sight
 from proxy.surfaces import Surface
 
 _GOOGLES = b"x-goog-api-client"
@@ -48,29 +49,24 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
             return respond(exchange, request, orjson.dumps(listed))
         model = unquote(exchange.suffix.removeprefix("models/"))
         exchange.model = printable(model)
-        route = snapshot.routes.match(model) if _visible(model, exchange.key) else None
+        sight = Sight(surface, exchange.key, snapshot.routes)
+        route = snapshot.routes.match(model) if sight.shows(model) else None
         if route is None:
             message = f'There is no model "{printable(model)}".'
             raise ProxyError(MODEL_NOT_FOUND, message, param="model")
         entry = _native_entry(model) if native else _entry(model, route)
         return respond(exchange, request, orjson.dumps(entry))
 
-    def _names(key: Key | None) -> list[tuple[str, Route]]:
-        # A name may stand in a pattern's list and be a route of its own: what it leads to counts.
-        names = dict.fromkeys(
-            name for route in snapshot.routes.routes for name in snapshot.routes.names(route)
-        )
-        routes = ((name, snapshot.routes.match(name)) for name in names if _visible(name, key))
-        return [(name, route) for name, route in routes if route is not None]
-
     def _native_list(key: Key | None) -> dict[str, Any]:
-        return {"models": [_native_entry(name) for name, _ in _names(key)]}
+        names = Sight(surface, key, snapshot.routes).models()
+        return {"models": [_native_entry(name) for name in names]}
 
     def _native_entry(model: str) -> dict[str, Any]:
         return {"name": f"models/{model}", "displayName": model}
 
     def _list(key: Key | None) -> dict[str, Any]:
-        entries = [_entry(name, route) for name, route in _names(key)]
+        models = Sight(surface, key, snapshot.routes).models()
+        entries = [_entry(name, route) for name, route in models.items()]
         return {
             "object": "list",
             "data": entries,
@@ -78,9 +74,6 @@ def endpoint(forward: Forward, surface: Surface, snapshot: Snapshot) -> Endpoint
             "first_id": entries[0]["id"] if entries else None,
             "last_id": entries[-1]["id"] if entries else None,
         }
-
-    def _visible(model: str, key: Key | None) -> bool:
-        return surface.shows(model) and (key is None or key.may_ask(model))
 
     def _entry(model: str, route: Route) -> dict[str, Any]:
         owner, slash, _ = model.partition("/")

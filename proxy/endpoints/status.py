@@ -9,9 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import Any
 
 import orjson
@@ -26,8 +24,8 @@ from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.frame import Endpoint
 from proxy.keys import Key
-from proxy.patterns import Pattern
-from proxy.routes import RouteTable, Upstream
+from proxy.routes import Upstream
+from proxy.sight import Sight
 from proxy.surfaces import Surface
 
 EVERY_SECONDS = 1.0
@@ -37,58 +35,6 @@ Everywhere = Callable[[Facts], Awaitable[Facts]]
 """Returns how all workers are, where one of them knows its own *facts*."""
 _WORSE = ("ready", "resting", "failing", "open", "unknown", "dormant")
 """States, from good to bad."""
-_ALL = (Pattern("", True),)
-
-
-@dataclass(frozen=True)
-class View:
-    """What is shown to whom asks with *key* on *surface*: all, where neither is for some models only; else
-    the models that both are for, the upstreams that those lead to by *routes*, and its own key.
-    """
-
-    surface: Surface | None = None
-    key: Key | None = None
-    routes: RouteTable | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Return whether there is nothing that is not shown."""
-        return self._limits == (None, None)
-
-    def shows(self, model: str | None) -> bool:
-        """Return whether the *model*, or the route of that name, is shown."""
-        if model is None:
-            return False
-        if self.surface is not None and not self.surface.shows(model):
-            return False
-        return self.key is None or self.key.may_ask(model)
-
-    def sees(self, upstream: str | None) -> bool:
-        """Return whether the *upstream* is shown."""
-        return self.whole or upstream in self._upstreams
-
-    def names(self, key: str | None) -> bool:
-        """Return whether the name of the *key* is shown: its own; the others' to who sees all, and has
-        presented a key itself, or sits at this machine.
-        """
-        if self.key is not None and self.key.name == key:
-            return True
-        here = self.surface is None or all(one.loopback for one in self.surface.listen)
-        return self.whole and (self.key is not None or here)
-
-    @property
-    def _limits(self) -> tuple[tuple[Pattern, ...] | None, tuple[Pattern, ...] | None]:
-        return (
-            None if self.surface is None else self.surface.routes,
-            None if self.key is None else self.key.models,
-        )
-
-    @cached_property
-    def _upstreams(self) -> set[str]:
-        here, theirs = (_ALL if limit is None else limit for limit in self._limits)
-        both = [one.meet(other) for one in here for other in theirs]
-        routes = () if self.routes is None else self.routes.reached(one for one in both if one)
-        return {target.upstream.name for route in routes for target in route.targets()}
 
 
 class Status:
@@ -116,13 +62,13 @@ class Status:
         self._clock = clock
         self._wall = wall
 
-    def view(self, surface: Surface, key: Key | None) -> View:
+    def sight(self, surface: Surface, key: Key | None) -> Sight:
         """Return what is shown to whom asks with *key* on *surface*."""
-        return View(surface, key, self._snapshot.routes)
+        return Sight(surface, key, self._snapshot.routes)
 
     def told(self, asking: Exchange | None = None) -> Facts:
         """Return it as JSON has it, to *asking*, which is no session, and sees all."""
-        return shown(self.facts(asking), View())
+        return shown(self.facts(asking), Sight())
 
     def facts(self, asking: Exchange | None = None) -> Facts:
         """Return what there is to tell to *asking*, in full."""
@@ -225,19 +171,19 @@ def _channel_state(upstream: Upstream, states: list[str], *, failing: bool) -> s
     return next(state for state in ("open", "resting", "unknown") if state in states)
 
 
-def shown(facts: Facts, view: View) -> Facts:
-    """Return *facts* as they are told in the *view* of who asks."""
-    channels = [one for one in facts["channels"] if view.sees(one["name"])]
+def shown(facts: Facts, sight: Sight) -> Facts:
+    """Return *facts* as they are told in the *sight* of who asks."""
+    channels = [one for one in facts["channels"] if sight.sees(one["name"])]
     return facts | {
         "connected_channels": sum(one["state"] != "dormant" for one in channels),
         "channels": [one | {"error_rate": _rate(*one["error_rate"])} for one in channels],
         "sessions": [
             one
             | {
-                "key": one["key"] if view.names(one["key"]) else None,
-                "model": one["model"] if view.shows(one["model"]) else None,
-                "route": one["route"] if view.shows(one["route"]) else None,
-                "upstream": one["upstream"] if view.sees(one["upstream"]) else None,
+                "key": one["key"] if sight.names(one["key"]) else None,
+                "model": one["model"] if sight.shows(one["model"]) else None,
+                "route": one["route"] if sight.shows(one["route"]) else None,
+                "upstream": one["upstream"] if sight.sees(one["upstream"]) else None,
             }
             for one in facts["sessions"]
         ],
@@ -319,11 +265,11 @@ def endpoint(
     """Return what answers with the status, once: of this process, or of all of them *everywhere*."""
 
     async def handle(exchange: Exchange, request: Request) -> bool:
-        view = _view(exchange, forward, surface, status)
+        sight = _view(exchange, forward, surface, status)
         facts = status.facts(exchange)
         if everywhere is not None:
             facts = await everywhere(facts)
-        return respond(exchange, request, orjson.dumps(shown(facts, view)))
+        return respond(exchange, request, orjson.dumps(shown(facts, sight)))
 
     return Endpoint(("GET", "HEAD"), handle)
 
@@ -334,20 +280,20 @@ def events(
     """Return what answers with the status, each second anew, until the client leaves."""
 
     async def handle(exchange: Exchange, request: Request) -> bool:
-        view = _view(exchange, forward, surface, status)
+        sight = _view(exchange, forward, surface, status)
         async with author(exchange, request) as stream:
             while True:
                 facts = status.facts(exchange)
                 if everywhere is not None:
                     facts = await everywhere(facts)
-                await stream.send(orjson.dumps(shown(facts, view)).decode())
+                await stream.send(orjson.dumps(shown(facts, sight)).decode())
                 await asyncio.sleep(EVERY_SECONDS)
         return False
 
     return Endpoint(("GET",), handle)
 
 
-def _view(exchange: Exchange, forward: Forward, surface: Surface, status: Status) -> View:
+def _view(exchange: Exchange, forward: Forward, surface: Surface, status: Status) -> Sight:
     """Identify who asks; return what is shown to them."""
     key = exchange.key = forward.identify(exchange, surface)
-    return status.view(surface, key)
+    return status.sight(surface, key)
