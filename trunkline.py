@@ -21,7 +21,7 @@ def main() -> int:
         sys.stderr.write(f"trunkline: {_problem(where)}\n")
         return 1
     if sys.argv[1:2] == ["serve"]:
-        from proxy.signals import be_patient
+        from proxy.process.signals import be_patient
 
         be_patient()  # what follows takes a while: a signal must not end us meanwhile
     gc.disable()

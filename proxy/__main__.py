@@ -3,7 +3,7 @@
 import gc
 import sys
 
-from proxy.signals import be_patient
+from proxy.process.signals import be_patient
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:

@@ -5,16 +5,16 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from proxy.admission import Admission, Admitted
-from proxy.asked import Asked
-from proxy.body import Body, find_model
-from proxy.coding import unpacker_of
 from proxy.errors import HOOK_FAILED, STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Exchange
-from proxy.opening import Opened, Opener
-from proxy.ports import Inbound
+from proxy.model.body import Body, find_model
 from proxy.reader import Reader
 from proxy.routes import Route, check_able
 from proxy.tally import tally_of
+from proxy.upstream.asked import Asked
+from proxy.upstream.opening import Opened, Opener
+from proxy.wire.coding import unpacker_of
+from proxy.wire.ports import Inbound
 
 MESSAGE_BYTES = 1024 * 1024
 """Refuse a hook's message that is longer than this."""

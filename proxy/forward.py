@@ -11,26 +11,26 @@ import time
 from collections.abc import Callable
 
 from proxy.admission import Admission, Admitted
-from proxy.asked import Asked
-from proxy.coding import Unpacker, unpacker_of
 from proxy.config import Snapshot
-from proxy.connection import Upload
 from proxy.dialects import family
 from proxy.errors import NOT_FOUND, ProxyError
 from proxy.exchange import Exchange
 from proxy.identify import identify
 from proxy.keys import Key
 from proxy.matching import Matcher, asked_for, find
-from proxy.opening import Opened, Opener
+from proxy.model.target import by_model, names_no_model
 from proxy.outbound import CHUNKED, WEBSOCKET, length
-from proxy.ports import Inbound, Tap
 from proxy.relay import Relay
 from proxy.routes import Upstream
 from proxy.surfaces import Surface
 from proxy.tally import tally_of
-from proxy.target import by_model, names_no_model
 from proxy.tunnel import Tunnel
 from proxy.unnamed import Unnamed
+from proxy.upstream.asked import Asked
+from proxy.upstream.connection import Upload
+from proxy.upstream.opening import Opened, Opener
+from proxy.wire.coding import Unpacker, unpacker_of
+from proxy.wire.ports import Inbound, Tap
 
 LARGE_BYTES = 256 * 1024
 """Let others go first where a body is longer: to find the model in it takes so long that they would notice."""

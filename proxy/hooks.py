@@ -7,9 +7,9 @@ from hmac import compare_digest
 import msgspec
 import orjson
 
-from proxy.body import Body
 from proxy.credentials import Secret
 from proxy.errors import INVALID_JSON, INVALID_KEY, ProxyError
+from proxy.model.body import Body
 from proxy.routes import Route
 
 

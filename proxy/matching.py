@@ -7,7 +7,6 @@ road goes by from here on, and all that is ever said about where a model leads.
 from dataclasses import dataclass
 from sys import getsizeof
 
-from proxy.body import Body, BodyError, Found, find_model
 from proxy.cache import Cache
 from proxy.config import Snapshot
 from proxy.dialects import MODELS
@@ -21,13 +20,20 @@ from proxy.errors import (
     printable,
 )
 from proxy.exchange import Exchange
-from proxy.form import boundary_of
-from proxy.form import find_model as find_in_form
 from proxy.keys import Key
+from proxy.model.body import Body, BodyError, Found, find_model
+from proxy.model.form import boundary_of
+from proxy.model.form import find_model as find_in_form
+from proxy.model.target import (
+    model_in_deployment,
+    model_in_path,
+    model_in_query,
+    streams,
+    without_model,
+)
 from proxy.routes import Group, Route, Target, Upstream, check_able
 from proxy.sight import Sight
 from proxy.surfaces import Surface
-from proxy.target import model_in_deployment, model_in_path, model_in_query, streams, without_model
 
 MATCHED_BYTES = 1024 * 1024
 """Keep this much of what is known of models."""

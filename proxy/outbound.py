@@ -23,8 +23,8 @@ from proxy.headers import (
     lines,
     outbound,
 )
+from proxy.model.target import deployment_path, is_dated, without_version
 from proxy.routes import Base, Origin, Upstream
-from proxy.target import deployment_path, is_dated, without_version
 
 _ACCEPT_ENCODING = b"accept-encoding"
 _IDENTITY: Pair = (b"Accept-Encoding", b"identity")

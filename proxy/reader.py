@@ -4,9 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
-from proxy.connection import Connection
 from proxy.errors import STREAM_IDLE, STREAM_TIMEOUT, ProxyError
-from proxy.ports import Tap, together
+from proxy.upstream.connection import Connection
+from proxy.wire.ports import Tap, together
 
 WAITING_BYTES = 256 * 1024
 """Stop the upstream while this much of its answer waits here."""

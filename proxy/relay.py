@@ -11,9 +11,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from proxy import sse
-from proxy.connection import Connection
+from proxy.client.relayed import head
 from proxy.dialects import Ending, shape_of
-from proxy.echo import Echo
 from proxy.errors import (
     CLIENT_STALLED,
     STREAM_DISCONNECTED,
@@ -29,10 +28,11 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import Headers, has_model, is_plain, is_stream
-from proxy.peers import Stall
-from proxy.ports import Downstream, Tap, together
-from proxy.relayed import head
+from proxy.model.echo import Echo
 from proxy.routes import Timeouts
+from proxy.upstream.connection import Connection
+from proxy.wire.peers import Stall
+from proxy.wire.ports import Downstream, Tap, together
 
 GRACE_SECONDS = 2.0
 """End a finished stream for the client once its upstream has left it open for this long."""

@@ -19,26 +19,26 @@ from typing import Any
 from proxy import endpoints
 from proxy.admission import Admission, Gate
 from proxy.asking import Asking
-from proxy.balance import Scores
 from proxy.children import Children
+from proxy.client.edge import Onward, Request, Server
+from proxy.client.frame import Frame
+from proxy.client.listening import CannotListen, Listener, context_of, listen, share
 from proxy.config import Live, Refresher, Snapshot
-from proxy.descriptors import Descriptors
-from proxy.edge import Onward, Request, Server
 from proxy.endpoints import docs, health, hooks, kept, llm, models, status, system
 from proxy.errors import SHUTDOWN, ProxyError
 from proxy.exchange import Exchange
 from proxy.forward import Forward
-from proxy.frame import Frame
-from proxy.listening import CannotListen, Listener, context_of, listen, share
-from proxy.opening import Opener
-from proxy.peers import Watch
 from proxy.relay import Relay
 from proxy.routes import Route
-from proxy.sandbox import Sandbox
 from proxy.sinks import LineWriter, Log
 from proxy.surfaces import Address, Surface, Tls
-from proxy.transport import Transport
 from proxy.tunnel import Tunnel
+from proxy.upstream.balance import Scores
+from proxy.upstream.opening import Opener
+from proxy.upstream.sandbox import Sandbox
+from proxy.upstream.transport import Transport
+from proxy.wire.descriptors import Descriptors
+from proxy.wire.peers import Watch
 
 __all__ = ["CannotListen", "Running", "open_log", "serve"]
 

@@ -13,12 +13,12 @@ from typing import Any, get_type_hints
 import msgspec
 
 from proxy import sse
-from proxy.coding import Unpacker
 from proxy.errors import ProxyError, is_good, printable
 from proxy.exchange import Exchange
 from proxy.headers import Headers, has_model, is_plain
 from proxy.members import Ends, beginnings, endings
 from proxy.usage import Counts, Usage, cost_of, counted, others_of, tools_of
+from proxy.wire.coding import Unpacker
 
 LOOKED_AT = 64
 """By so much of its beginning it is seen whether an answer is a stream; white space may come before."""

@@ -6,7 +6,6 @@ What one side cannot take stops the other. Frames are only watched: to know whet
 import asyncio
 from collections.abc import Callable, Sequence
 
-from proxy.connection import Connection
 from proxy.errors import (
     CLIENT_STALLED,
     SHUTDOWN,
@@ -17,10 +16,11 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange
 from proxy.headers import find, inbound, lines
-from proxy.peers import Stall
-from proxy.ports import Caller, Tap, together
 from proxy.routes import Timeouts
-from proxy.websocket import Frames
+from proxy.upstream.connection import Connection
+from proxy.wire.peers import Stall
+from proxy.wire.ports import Caller, Tap, together
+from proxy.wire.websocket import Frames
 
 LAST_WORDS_SECONDS = 1.0
 """Give an upstream this long to take what the client said last."""

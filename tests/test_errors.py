@@ -14,8 +14,9 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import asked, errors
+from proxy import errors
 from proxy.errors import GRAVE, KINDS, Kind, printable
+from proxy.upstream import asked
 from tests.conftest import routes_to
 from tests.harness.client import Answer, Client, Pair, chat, request
 from tests.harness.proxy import Proxy, serving

@@ -27,9 +27,9 @@ from openai import (
     NotFoundError,
 )
 
-from proxy import listening
+from proxy.client import listening
+from proxy.client.listening import CannotListen
 from proxy.config import load
-from proxy.listening import CannotListen
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import process, serving
 from tests.harness.upstream import (

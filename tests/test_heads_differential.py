@@ -18,7 +18,7 @@ from aiohttp.http_parser import RawRequestMessage
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from proxy.heads import Head, Heads
+from proxy.client.heads import Head, Heads
 from proxy.sinks import Log
 from tests.harness.client import chat
 from tests.harness.proxy import Proxy, serving

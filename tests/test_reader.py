@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.connection import Connection
 from proxy.errors import STREAM_DISCONNECTED, STREAM_IDLE, ProxyError
 from proxy.exchange import Attempt
-from proxy.outbox import Outbox
 from proxy.reader import WAITING_BYTES, Reader
 from proxy.routes import Timeouts
+from proxy.upstream.connection import Connection
+from proxy.wire.outbox import Outbox
 
 BIG = 64 * 2**20
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from proxy.coding import Unpacker
 from proxy.shapes import Meaning, read
 from proxy.tally import Tally
 from proxy.usage import KINDS, Counts, Usage
+from proxy.wire.coding import Unpacker
 from tests.harness.client import call, chat
 from tests.harness.proxy import serving
 from tests.harness.recordings import ERRORS, STREAMS, Recording, directory, errors, streams

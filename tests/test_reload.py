@@ -36,7 +36,7 @@ from tests.harness.upstream import (
     head,
     stream,
 )
-from tests.test_lifecycle import BYE, HELLO, Paused
+from tests.process.test_lifecycle import BYE, HELLO, Paused
 
 HEALTH = request(path="/health", method="GET")
 KEYS = ["sk-team-aaaaaaaaaaaaaaaa", "sk-team-bbbbbbbbbbbbbbbb", "sk-team-cccccccccccccccc"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from proxy import asked
 from proxy.cli import main
 from proxy.config import ConfigError, load
+from proxy.upstream import asked
 from tests.harness.client import Client, Pair, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (

@@ -18,8 +18,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy import lifecycle
 from proxy.cli import main
+from proxy.process import lifecycle
 from tests.harness.client import Answer, Client, Pair, chat, request
 from tests.harness.proxy import Proxy, serving
 from tests.harness.upstream import (

@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 from proxy import __version__
-from proxy.balance import Scores
 from proxy.config import Snapshot, load
 from proxy.endpoints import status
 from proxy.endpoints.status import Status
@@ -23,6 +22,7 @@ from proxy.keys import Key
 from proxy.patterns import Pattern
 from proxy.routes import RouteTable
 from proxy.sight import Sight
+from proxy.upstream.balance import Scores
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (

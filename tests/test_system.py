@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.edge import Request
+from proxy.client.edge import Request
 from proxy.endpoints import system
 from proxy.exchange import Exchange
 from proxy.headers import Headers

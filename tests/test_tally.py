@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.coding import Unpacker
 from proxy.dialects import AUDIO, CHAT, COUNT_TOKENS, FILES, GEMINI, Dialect
 from proxy.exchange import Exchange
 from proxy.headers import Headers
 from proxy.members import END_BYTES
 from proxy.tally import BATCH_BYTES, FREE_BYTES, Tally, tally_of
 from proxy.usage import Counts, Usage
+from proxy.wire.coding import Unpacker
 
 
 def tally(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import edge
+from proxy.client import edge
 from tests.harness.client import Answer, Client, Pair, call, chat, request
 from tests.harness.proxy import Proxy, process, serving
 from tests.harness.upstream import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from proxy import __version__
 from proxy.cli import bench, check, environment, explain, health, keys, presets, routes, serve
 from proxy.config import ConfigError
-from proxy.lifecycle import CannotStart
+from proxy.process.lifecycle import CannotStart
 
 DEFAULT_FILE = "routes.toml"
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

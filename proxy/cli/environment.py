@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 
 from proxy.config.files import SECRET_BYTES, Unreadable, read_regular
-from proxy.lifecycle import CannotStart
+from proxy.process.lifecycle import CannotStart
 
 
 def option() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxy.cli.environment import environ
 from proxy.config import load
-from proxy.explain import explain
+from proxy.describe.explain import explain
 from proxy.headers import Pair
 
 

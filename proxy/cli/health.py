@@ -13,10 +13,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from proxy import control
 from proxy.cli.environment import environ
 from proxy.config import ConfigError, address_of, first_address
-from proxy.lifecycle import CannotStart
+from proxy.process import control
+from proxy.process.lifecycle import CannotStart
 from proxy.surfaces import Address
 
 SECONDS = 3.0

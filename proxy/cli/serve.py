@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from proxy import lifecycle, supervisor, worker
 from proxy.cli.environment import variables
 from proxy.cli.welcome import welcome
 from proxy.config import Snapshot, Source, fetch, load
 from proxy.config.units import workers
+from proxy.process import lifecycle, supervisor, worker
 from proxy.surfaces import Address
 
 

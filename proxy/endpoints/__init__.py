@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from proxy.client.frame import Endpoint, Find
 from proxy.dialects import REALTIME
 from proxy.dialects import find as find_dialect
-from proxy.frame import Endpoint, Find
 from proxy.routes import Unrouted, Upstream
 from proxy.surfaces import Located, Surface
 

@@ -12,17 +12,18 @@ from typing import Any
 
 import orjson
 
-from proxy import __version__, openapi, pages
-from proxy.answers import respond
+from proxy import __version__, pages
+from proxy.client.answers import respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.config import Snapshot
-from proxy.directory import ANSWERED, TOLD
-from proxy.edge import Request
+from proxy.describe import openapi
+from proxy.describe.directory import ANSWERED, TOLD
+from proxy.describe.openapi import ABOUT, View
 from proxy.errors import ProxyError
 from proxy.exchange import Exchange
 from proxy.forward import Forward
-from proxy.frame import Endpoint
 from proxy.keys import Key
-from proxy.openapi import ABOUT, View
 from proxy.surfaces import Surface
 
 METHODS = ("GET", "HEAD")

@@ -5,10 +5,10 @@ nothing, always open.
 from http import HTTPStatus
 
 from proxy.admission import Gate
-from proxy.answers import respond
-from proxy.edge import Request
+from proxy.client.answers import respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.exchange import Exchange
-from proxy.frame import Endpoint
 
 
 def endpoint() -> Endpoint:

@@ -7,14 +7,14 @@ import msgspec
 import orjson
 
 from proxy import hooks
-from proxy.answers import Events, author, respond
 from proxy.asking import Asking
+from proxy.client.answers import Events, author, respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.config import Snapshot
 from proxy.dialects import CHAT, Ending
-from proxy.edge import Request
 from proxy.errors import HOOK_FAILED, NOT_FOUND, STREAM_ERROR, STREAM_INCOMPLETE, ProxyError
 from proxy.exchange import Exchange
-from proxy.frame import Endpoint
 from proxy.headers import Headers
 from proxy.hooks import Hook
 from proxy.sse import Tap, data_of

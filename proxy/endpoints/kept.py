@@ -2,10 +2,10 @@
 
 from collections.abc import Awaitable
 
-from proxy.edge import Request
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.exchange import Exchange
 from proxy.forward import Forward
-from proxy.frame import Endpoint
 from proxy.routes import Upstream
 from proxy.surfaces import Surface
 

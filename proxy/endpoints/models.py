@@ -11,14 +11,14 @@ from urllib.parse import unquote
 
 import orjson
 
-from proxy.answers import respond
+from proxy.client.answers import respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.config import Snapshot
 from proxy.dialects import GEMINI, shape_of
-from proxy.edge import Request
 from proxy.errors import MODEL_NOT_FOUND, ProxyError, printable
 from proxy.exchange import Exchange
 from proxy.forward import Forward
-from proxy.frame import Endpoint
 from proxy.keys import Key
 from proxy.routes import Route
 from proxy.sight import Sight

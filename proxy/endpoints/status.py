@@ -15,18 +15,18 @@ from typing import Any
 import orjson
 
 from proxy import __version__
-from proxy.answers import author, respond
-from proxy.balance import Scores
-from proxy.breaker import FAILURE_SECONDS, Health
+from proxy.client.answers import author, respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.config import Snapshot
-from proxy.edge import Request
 from proxy.exchange import Exchange
 from proxy.forward import Forward
-from proxy.frame import Endpoint
 from proxy.keys import Key
 from proxy.routes import Upstream
 from proxy.sight import Sight
 from proxy.surfaces import Surface
+from proxy.upstream.balance import Scores
+from proxy.upstream.breaker import FAILURE_SECONDS, Health
 
 EVERY_SECONDS = 1.0
 

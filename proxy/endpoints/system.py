@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 
 import orjson
 
-from proxy.answers import respond
-from proxy.edge import Request
+from proxy.client.answers import respond
+from proxy.client.edge import Request
+from proxy.client.frame import Endpoint
 from proxy.exchange import Exchange
-from proxy.frame import Endpoint
 
 METHODS = ("GET", "HEAD")
 

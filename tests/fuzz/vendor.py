@@ -9,7 +9,7 @@ from typing import cast
 
 import orjson
 
-from proxy.peers import has_left
+from proxy.wire.peers import has_left
 from tests.fuzz.kinds import BODILESS, BROKEN, Kind
 from tests.fuzz.plan import STALE, Plan
 from tests.harness.upstream import CHUNKED, DONE, JSON, SSE, Pair, chunk, head

@@ -17,13 +17,14 @@ from unittest.mock import patch
 
 import orjson
 
-from proxy import server, transport
+from proxy import server
+from proxy.client.frame import Frame
 from proxy.config import load
 from proxy.config.snapshot import Snapshot
 from proxy.forward import Forward
-from proxy.frame import Frame
-from proxy.opening import Opener
-from proxy.transport import Transport
+from proxy.upstream import transport
+from proxy.upstream.opening import Opener
+from proxy.upstream.transport import Transport
 from tests.fuzz.caller import Ask, Caller
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.loop import VirtualLoop

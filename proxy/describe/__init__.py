@@ -1,0 +1,1 @@
+"""What can be said beforehand: the API, the models, where a request would go."""
