@@ -10,7 +10,6 @@ from proxy.exchange import Exchange
 from proxy.model.body import Body, find_model
 from proxy.reader import Reader
 from proxy.routes import Route, check_able
-from proxy.tally import tally_of
 from proxy.upstream.asked import Asked
 from proxy.upstream.opening import Opened, Opener
 from proxy.wire.coding import unpacker_of
@@ -79,9 +78,7 @@ class Asking:
         left = None
         if timeouts.total is not None:
             left = exchange.received + timeouts.total - self._clock()
-        upstream = opened.connection
-        exchange.told = tally = tally_of(exchange, False, upstream.status, upstream.headers)
-        reader = Reader(upstream, timeouts.idle, left, () if tally is None else (tally,))
+        reader = Reader(opened.connection, timeouts.idle, left)
         async with aclosing(reader.pieces()) as pieces:
             async for piece in pieces:
                 yield piece

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,7 +19,6 @@ from proxy.headers import Headers, Pair
 from proxy.keys import Key, KeyRing
 from proxy.outbound import Signature, Written
 from proxy.routes import Route, Upstream
-from proxy.usage import UNTOLD, Usage
 
 WRITTEN_BYTES = 15 * 1024
 """Keep this much of the heads that one head becomes, for one target after the other."""
@@ -112,13 +111,6 @@ class Learnt:
         self.written: Cache[Signature, Written] = Cache(WRITTEN_BYTES)
 
 
-class Told(Protocol):
-    """What has read along an answer."""
-
-    def usage(self, *, whole: bool) -> Usage:
-        """Return what the answer says that it used, be it *whole* or broken off."""
-
-
 class Exchange(msgspec.Struct, eq=False):
     """One client request and its answer, from its head to its record.
 
@@ -126,7 +118,6 @@ class Exchange(msgspec.Struct, eq=False):
     of the answer went out; all in loop time. *learnt* is what was found out about this head when it
     came before, by those who did (see `heads`). *echo* is the name to put into the answer.
     *expired* is the name of a key whose time is over. *finished*: the client has the marker that ends its stream, so leaving now breaks nothing off.
-    *told* is what has read along the answer.
     """
 
     id: str
@@ -166,7 +157,6 @@ class Exchange(msgspec.Struct, eq=False):
     upstream_request_id: str | None = None
     quiet: bool = False
     finished: bool = False
-    told: Told | None = None
 
     def __repr__(self) -> str:
         return (
@@ -197,7 +187,6 @@ class Exchange(msgspec.Struct, eq=False):
         until = self.relayed if self.relayed is not None else now
         sent = self.model_sent
         shown = None if sent is None else printable(sent)
-        used = UNTOLD if self.told is None else self.told.usage(whole=self.error is None)
         return {
             "ts": None,
             "level": "warning" if self.error in GRAVE else "debug" if self.quiet else "info",
@@ -236,18 +225,11 @@ class Exchange(msgspec.Struct, eq=False):
             "overhead_us": max(0, int((until - begun - self.waited) * 1e6)),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "tokens_in": used.counts.tokens_in,
-            "tokens_out": used.counts.tokens_out,
-            "tokens_cached": used.counts.cache_read,
-            "tokens": used.counts.told() or None,
-            "usage_partial": used.partial,
-            "usage_conflict": used.conflict,
-            "usage_unread": used.unread,
-            "server_tools": used.tools or None,
+            "tokens_in": None,
+            "tokens_out": None,
+            "tokens_cached": None,
             "cost_usd": None,
-            "finish_reason": used.finish_reason,
-            "answered_model": used.model,
-            "service_tier": used.service_tier,
+            "finish_reason": None,
             "upstream_request_id": self.upstream_request_id,
             "client_ip": self.client_ip,
             "error": self.error,

@@ -23,14 +23,13 @@ from proxy.outbound import CHUNKED, WEBSOCKET, length
 from proxy.relay import Relay
 from proxy.routes import Upstream
 from proxy.surfaces import Surface
-from proxy.tally import tally_of
 from proxy.tunnel import Tunnel
 from proxy.unnamed import Unnamed
 from proxy.upstream.asked import Asked
 from proxy.upstream.connection import Upload
 from proxy.upstream.opening import Opened, Opener
 from proxy.wire.coding import Unpacker, unpacker_of
-from proxy.wire.ports import Inbound, Tap
+from proxy.wire.ports import Inbound
 
 LARGE_BYTES = 256 * 1024
 """Let others go first where a body is longer: to find the model in it takes so long that they would notice."""
@@ -199,25 +198,18 @@ class Forward:
     # Relay
 
     def _relay(self, exchange: Exchange, opened: Opened, inbound: Inbound) -> Relay:
-        route, upstream = exchange.route, opened.connection
-        taps: list[Tap] = []
-        if route is not None and exchange.model is None:
-            taps.append(Unnamed(exchange))
-        tally = tally_of(exchange, route is None, upstream.status, upstream.headers)
-        if tally is not None:
-            exchange.told = tally
-            taps.append(tally)
+        route = exchange.route
         return Relay(
             exchange,
             opened.attempt,
-            upstream,
+            opened.connection,
             inbound,
             opened.choice.target.timeouts,
             self._clock,
             keep_alive=inbound.keep_alive and inbound.complete(),
             comment_after=None if route is None else route.comment_after,
             echo=exchange.echo,
-            taps=taps,
+            taps=(Unnamed(exchange),) if route is not None and exchange.model is None else (),
         )
 
     async def _pass(self, relay: Relay | Tunnel, opened: Opened, exchange: Exchange) -> bool:

@@ -29,15 +29,13 @@ KEYS = [
     "ts", "level", "event", "request_id", "trace_id", "key", "surface", "route", "upstream",
     "model", "upstream_model", "method", "path", "status", "stream", "outcome", "attempts",
     "first_byte_ms", "total_ms", "overhead_us", "bytes_in", "bytes_out", "tokens_in", "tokens_out",
-    "tokens_cached", "tokens", "usage_partial", "usage_conflict", "usage_unread", "server_tools",
-    "cost_usd", "finish_reason", "answered_model", "service_tier", "upstream_request_id",
-    "client_ip", "error",
+    "tokens_cached", "cost_usd", "finish_reason", "upstream_request_id", "client_ip", "error",
 ]  # fmt: skip
 ATTEMPT_KEYS = [
     "upstream", "model", "credential", "phase", "status", "error", "reason", "vendor_code",
     "vendor_type", "ms", "maybe_billed",
 ]  # fmt: skip
-LATER = ["trace_id", "cost_usd"]
+LATER = ["trace_id", "tokens_in", "tokens_out", "tokens_cached", "cost_usd", "finish_reason"]
 
 SECRET = "sk-team-0123456789"
 KEY: list[Pair] = [(b"Authorization", f"Bearer {SECRET}".encode())]
@@ -83,10 +81,7 @@ def assert_form(record: dict[str, Any]) -> None:
 
 async def test_ok(upstream: Upstream) -> None:
     """A finished exchange leaves what was asked, what was sent, who answered, and how long it took."""
-    body = (
-        b'{"model":"slow-1","service_tier":"flex","choices":[{"finish_reason":"stop"}],"usage":'
-        b'{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11,"prompt_tokens_details":{"cached_tokens":4}}}'
-    )
+    body = b'{"id":"x"}'
     upstream.will(answer(201, body, [JSON, (b"X-Request-Id", b"theirs-1")]))
     async with serving(routes(upstream)) as proxy:
         got = await call(proxy.port, chat("fast"), "/v1/chat/completions?a=b", KEY)
@@ -124,17 +119,6 @@ async def test_ok(upstream: Upstream) -> None:
         "outcome": "ok",
         "bytes_in": len(chat("fast")),
         "bytes_out": len(body),
-        "tokens_in": 9,
-        "tokens_out": 2,
-        "tokens_cached": 4,
-        "tokens": {"input": 5, "cache_read": 4, "output": 2},
-        "usage_partial": False,
-        "usage_conflict": False,
-        "usage_unread": False,
-        "server_tools": None,
-        "finish_reason": "stop",
-        "answered_model": "slow-1",
-        "service_tier": "flex",
         "upstream_request_id": "theirs-1",
         "client_ip": "127.0.0.1",
         "error": None,
@@ -308,15 +292,14 @@ async def test_outcomes(
 @pytest.mark.parametrize("where", ["wait", "stream"])
 async def test_client_gone(upstream: Upstream, where: str) -> None:
     """A client that left is named as the reason, with how far it had got."""
-    begun = event(b'{"usage":{"prompt_tokens":9,"completion_tokens":1}}')
-    upstream.will(hang() if where == "wait" else stream(begun, end="hang"))
+    upstream.will(hang() if where == "wait" else stream(event(b"{}"), end="hang"))
     toml = routes(upstream).replace("200ms", "30s")
     async with serving(toml) as proxy:
         async with await Client.connect(proxy.port) as client:
             await client.send(request(chat("patient", stream=True), headers=KEY))
             async with asyncio.timeout(5):
                 if where == "stream":
-                    await client.reader.readuntil(b"}\n\n")
+                    await client.reader.readuntil(b"{}\n\n")
                 while not upstream.requests:
                     await asyncio.sleep(0.005)
         record = await proxy.record()
@@ -327,10 +310,8 @@ async def test_client_gone(upstream: Upstream, where: str) -> None:
     if where == "wait":
         assert (record["status"], record["first_byte_ms"]) == (499, None)
         assert attempt["phase"] == "sent"
-        assert (record["tokens"], record["usage_partial"]) == (None, False)
     else:
-        assert (record["tokens"], record["usage_partial"]) == ({"input": 9, "output": 1}, True)
-        assert (record["status"], record["bytes_out"]) == (200, len(begun))
+        assert (record["status"], record["bytes_out"]) == (200, len(event(b"{}")))
         assert attempt["phase"] == "streaming"
 
 

@@ -142,7 +142,7 @@ def test_private_names_are_listed() -> None:
     """What `edge` and `answers` use of aiohttp's inside is listed above."""
     known = {name for names in PRIVATE.values() for name in names}
     for file, classes in (
-        ("edge.py", ("aiohttp.web_protocol:RequestHandler", "aiohttp.streams:StreamReader")),
+        ("client/edge.py", ("aiohttp.web_protocol:RequestHandler", "aiohttp.streams:StreamReader")),
         ("answers.py", ("aiohttp_sse:EventSourceResponse",)),
     ):
         tree = ast.parse((ROOT / "proxy" / file).read_text("utf-8"))
