@@ -43,6 +43,7 @@ _PACKED = {b"gzip": "gzip", b"x-gzip": "gzip", b"deflate": "deflate"}
 
 _BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _ENDS = (b"\n\n", b"\r\n\r\n")
+_LINE_ENDS = (b"", b"\r", b"\n")
 _REASONS = (b'eason":"', b'eason": "')
 """How the reason for an end begins: finish_reason, stop_reason, and Google's."""
 _NONE = (b":null", b": null")
@@ -321,6 +322,11 @@ class _Reading:
 
     def take_event(self, event: bytes) -> None:
         """Take what an *event* says."""
+        begin = event.find(b"data:")
+        end = event.find(b"\n", begin)
+        alone = begin >= 0 and event.find(b"data:", end) < 0
+        if alone and event[begin - 1 : begin] in _LINE_ENDS and self.take(event[begin + 5 : end]):
+            return  # nearly always
         for data in sse.data_of(event)[0]:
             self.take(data)
 

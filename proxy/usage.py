@@ -45,14 +45,20 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tokens_in(self) -> int | None:
         """Return all that went in, the cache included, as OpenTelemetry counts."""
-        return _sum(
-            (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.audio_in)
-        )
+        read, write, hour = self.cache_read, self.cache_write, self.cache_write_1h
+        told = (self.input or 0) + (read or 0) + (write or 0) + (hour or 0) + (self.audio_in or 0)
+        if not told and self.input is read is write is hour is self.audio_in is None:
+            return None
+        return told
 
     @property
     def tokens_out(self) -> int | None:
         """Return all that came out, reasoning included."""
-        return _sum((self.output, self.reasoning, self.audio_out, self.image_out))
+        thought, spoken, drawn = self.reasoning, self.audio_out, self.image_out
+        told = (self.output or 0) + (thought or 0) + (spoken or 0) + (drawn or 0)
+        if not told and self.output is thought is spoken is drawn is None:
+            return None
+        return told
 
     def told(self) -> dict[str, int]:
         """Return the counts that were told, by their names."""

@@ -75,6 +75,8 @@ CHATS = {
     "no name first": events({"model": "", "choices": [], "usage": None}, chunk("a"), chunk(None, "stop", usage=USED_UP)),
     "no end": events(chunk("a"), chunk(None, "stop", usage=USED_UP))[:-2],
     "said": events(chunk('"usage":{"prompt_tokens":1}'), chunk(None, "stop", usage=USED_UP), chunk('"usage":{}')),
+    "two lines": b'id: data:\ndata: {"model":"m-1","usage":%b,\ndata:"choices":[{"finish_reason":"stop"}]}\n\n' % dumped(USED_UP).encode(),
+    "two old lines": b'data:{"model":"m-1","usage":%b,\rdata: "choices":[{"finish_reason":"stop"}]}\r\r' % dumped(USED_UP).encode(),
     "strange": events(chunk("a"), "{", "7", chunk(None, "stop", usage=USED_UP, message=7, delta=[1], service_tier={}), '{"usage":7}'),
 }  # fmt: skip
 """Streams that all say the same."""
