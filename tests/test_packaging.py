@@ -143,7 +143,7 @@ def test_private_names_are_listed() -> None:
     known = {name for names in PRIVATE.values() for name in names}
     for file, classes in (
         ("client/edge.py", ("aiohttp.web_protocol:RequestHandler", "aiohttp.streams:StreamReader")),
-        ("answers.py", ("aiohttp_sse:EventSourceResponse",)),
+        ("client/answers.py", ("aiohttp_sse:EventSourceResponse",)),
     ):
         tree = ast.parse((ROOT / "proxy" / file).read_text("utf-8"))
         nodes = [*ast.walk(tree)]
