@@ -1,11 +1,13 @@
 """`trunkline check`: every problem of a routes file at once, and what is dormant."""
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxy.cli.environment import environ
 from proxy.config import load
+from proxy.routes import Route, Upstream
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -18,23 +20,32 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check; problems are raised, and so told, as everywhere."""
     snapshot = load(options.file or options.config, environ(options))
-    for note in snapshot.notes:
+    lacking = {route.name: _lacking(route) for route in snapshot.routes.routes}
+    for note in (*snapshot.notes, *_notes(lacking, snapshot.unrouted.upstreams)):
         print(f"{snapshot.file}: note: {note}")
-    routes = snapshot.routes.routes
-    dormant = []
-    for route in routes:
-        lacking = [target.upstream.lacks(passthrough=False) for target in route.targets()]
-        if None not in lacking:
-            dormant.append(route)
-            print(f'{snapshot.file}: note: "{route.name}" is dormant: {lacking[0]} is not set')
-        for variable in dict.fromkeys(one for one in lacking if one and None in lacking):
-            print(f'{snapshot.file}: note: "{route.name}" leaves out what needs {variable}')
-    for path, upstream in snapshot.unrouted.upstreams.items():
-        needed = upstream.lacks(passthrough=False)
-        if needed is not None:
-            print(f'{snapshot.file}: note: unrouted "{path}" is dormant: {needed} is not set')
+    dormant = sum(None not in needed for needed in lacking.values())
     print(
-        f"{snapshot.file}: ok: {len(routes)} routes ({len(dormant)} dormant), "
+        f"{snapshot.file}: ok: {len(lacking)} routes ({dormant} dormant), "
         f"{len(snapshot.keys)} keys, {len(snapshot.surfaces)} surfaces"
     )
     return 0
+
+
+def _lacking(route: Route) -> list[str | None]:
+    """Return the variable that each target of *route* waits for, None for one that lacks nothing."""
+    return [target.upstream.lacks(passthrough=False) for target in route.targets()]
+
+
+def _notes(
+    lacking: Mapping[str, list[str | None]], unrouted: Mapping[str, Upstream]
+) -> Iterator[str]:
+    """Yield what is dormant of routes, which are *lacking* variables, and of *unrouted* paths."""
+    for name, needed in lacking.items():
+        if None not in needed:
+            yield f'"{name}" is dormant: {needed[0]} is not set'
+        for variable in dict.fromkeys(one for one in needed if one and None in needed):
+            yield f'"{name}" leaves out what needs {variable}'
+    for path, upstream in unrouted.items():
+        lacks = upstream.lacks(passthrough=False)
+        if lacks is not None:
+            yield f'unrouted "{path}" is dormant: {lacks} is not set'

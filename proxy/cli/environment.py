@@ -28,14 +28,8 @@ def variables(file: str | None) -> Mapping[str, str]:
     """Return the variables of *file*, if there is one. Raises `CannotStart`."""
     if file is None:
         return {}
-    try:
-        lines = read_regular(file, SECRET_BYTES).decode("utf-8-sig").splitlines()
-    except Unreadable as error:
-        raise CannotStart(f"{file} cannot be read: {error}") from None
-    except UnicodeDecodeError:
-        raise CannotStart(f"{file} cannot be read: it is not UTF-8 text") from None
     values: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(file), 1):
         text = line.strip().removeprefix("export ")
         if not text or text.startswith("#"):
             continue
@@ -47,3 +41,12 @@ def variables(file: str | None) -> Mapping[str, str]:
             value = value[1:-1]
         values[name.strip()] = value
     return values
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return read_regular(file, SECRET_BYTES).decode("utf-8-sig").splitlines()
+    except Unreadable as error:
+        raise CannotStart(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise CannotStart(f"{file} cannot be read: it is not UTF-8 text") from None

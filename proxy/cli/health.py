@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from proxy.cli.environment import environ
@@ -45,21 +46,31 @@ def run(options: argparse.Namespace) -> int:
     wanted = None if options.listen is None else address_of(options.listen)
     if options.listen is not None and wanted is None:
         return _say(NOBODY, '--listen must be "HOST:PORT", "[IPV6]:PORT" or "unix:/PATH"')
-    try:
-        told = control.ask(control.address_of(options.config), "health", seconds=SECONDS)
-    except control.Nobody:
-        told = None
-    except (control.NoAnswer, OSError) as error:
-        return _say(1, f"{options.config}: the process that serves it does not answer: {error}")
-    if told is not None and (wanted is None or _is_among(wanted, told["listen"])):
-        if told["status"] in ("ok", "leaving"):
-            print(f"{wanted or told['listen'][0]}: {told['status']}")
-            return 0
-        return _say(1, f"{options.config}: {told['status']}")
+    status = _ask_process(options.config, wanted)
+    if status is not None:
+        return status
     try:
         return _look(wanted or first_address(options.config, environ(options)))
     except (ConfigError, CannotStart) as error:
         return _say(NOBODY, f"{options.config}: no process of this user serves it; {error}")
+
+
+def _ask_process(file: Path, wanted: Address | None) -> int | None:
+    """Ask the process that serves *file*, say what came of it, and return the exit status; None where it
+    is not there, or does not listen at the address *wanted*.
+    """
+    try:
+        told = control.ask(control.address_of(file), "health", seconds=SECONDS)
+    except control.Nobody:
+        return None
+    except (control.NoAnswer, OSError) as error:
+        return _say(1, f"{file}: the process that serves it does not answer: {error}")
+    if wanted is not None and not _is_among(wanted, told["listen"]):
+        return None
+    if told["status"] not in ("ok", "leaving"):
+        return _say(1, f"{file}: {told['status']}")
+    print(f"{wanted or told['listen'][0]}: {told['status']}")
+    return 0
 
 
 def _look(address: Address) -> int:
@@ -69,9 +80,7 @@ def _look(address: Address) -> int:
     except TimeoutError:
         return _say(1, f"{address}: does not answer")
     except OSError as error:
-        known = error.errno and not isinstance(error, socket.gaierror)
-        why = os.strerror(error.errno or 0) if known else error.strerror or str(error)
-        return _say(NOBODY, f"{address}: {why.lower()}")
+        return _say(NOBODY, f"{address}: {_why(error).lower()}")
     if not address.path and not answer.startswith(b"HTTP/"):
         with suppress(OSError):
             answer = asyncio.run(_ask(address, secure=True))
@@ -79,6 +88,12 @@ def _look(address: Address) -> int:
         print(f"{address}: ok")
         return 0
     return _say(1, f"{address}: answers, but is not a healthy trunkline")
+
+
+def _why(error: OSError) -> str:
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 async def _ask(address: Address, *, secure: bool) -> bytes:

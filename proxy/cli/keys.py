@@ -40,18 +40,10 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _new(options: argparse.Namespace) -> int:
-    if not options.name.isprintable() or not options.name:
-        sys.stderr.write("the name must be printable\n")
+    mistake = _mistake(options)
+    if mistake is not None:
+        sys.stderr.write(mistake + "\n")
         return 2
-    if not _PREFIX.fullmatch(options.prefix):
-        sys.stderr.write(
-            "the prefix must be at most 32 letters, digits, dots, dashes, underscores\n"
-        )
-        return 2
-    for model in options.models or ():
-        if not model or "*" in model[:-1] or not model.isprintable():
-            sys.stderr.write("a model must be a model string; a `*` may only end it\n")
-            return 2
     key = options.prefix + "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))
     print(key)
     sys.stdout.flush()
@@ -64,6 +56,18 @@ def _new(options: argparse.Namespace) -> int:
     if options.expires:
         print(f"expires = {options.expires.isoformat()}")
     return 0
+
+
+def _mistake(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with what was asked for, if anything."""
+    if not options.name.isprintable() or not options.name:
+        return "the name must be printable"
+    if not _PREFIX.fullmatch(options.prefix):
+        return "the prefix must be at most 32 letters, digits, dots, dashes, underscores"
+    for model in options.models or ():
+        if not model or "*" in model[:-1] or not model.isprintable():
+            return "a model must be a model string; a `*` may only end it"
+    return None
 
 
 def _hash(options: argparse.Namespace) -> int:

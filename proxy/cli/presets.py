@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.cli.environment import environ, option
@@ -51,11 +51,15 @@ def urls(preset: Preset) -> list[tuple[str, str, str]]:
     for name in preset.speaks or ():
         paths = [path for path, dialect in ENDPOINTS.items() if dialect.name == name]
         suffix = paths[0] if paths else _ASKED_FOR[name]
-        place = name if name == GEMINI.name else suffix
-        fitting = [p for p in preset.paths if place == p or place.startswith(p + "/")]
-        base = preset.paths[max(fitting, key=len)] if fitting else preset.base_url
+        base = _base(preset, name if name == GEMINI.name else suffix)
         found.append((name, f"{base}/{suffix}", _form(preset, name)))
     return found
+
+
+def _base(preset: Preset, place: str) -> str | None:
+    """Return the base URL of *place*, a path or the beginning of some."""
+    fitting = [path for path in preset.paths if f"{place}/".startswith(f"{path}/")]
+    return preset.paths[max(fitting, key=len)] if fitting else preset.base_url
 
 
 def _form(preset: Preset, dialect: str) -> str:
@@ -97,15 +101,21 @@ def _show(name: str, preset: Preset, values: Mapping[str, str]) -> None:
     lines += [("path", f"{prefix} → {base}") for prefix, base in preset.paths.items()]
     lines += [("var", f"{part} from {variable}") for part, variable in preset.vars.items()]
     lines += [("variable", variable) for variable in preset.env]
-    for dialect, url, form in urls(preset):
-        lines.append(("speaks", f"{dialect:<12}  {url}  {form}"))
-    for dialect, headers in preset.defaults.items():
-        lines += [("header", f"{key}: {value}  ({dialect})") for key, value in headers.items()]
+    lines += [("speaks", f"{one:<12}  {url}  {form}") for one, url, form in urls(preset)]
+    lines += [
+        ("header", f"{key}: {value}  ({dialect})")
+        for dialect, headers in preset.defaults.items()
+        for key, value in headers.items()
+    ]
     lines.append(("billed", "yes" if preset.billed else "no: an answer lost there costs nothing"))
     lines.append(("terminal", preset.terminal))
     lines.append(("docs", preset.docs or "none known"))
     guessed = f", inferred: {', '.join(preset.inferred)}" if preset.inferred else ""
     lines.append(("checked", preset.checked + guessed))
+    _aligned(lines)
+
+
+def _aligned(lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
         print(f"{label:>{width}}  {text}")

@@ -199,13 +199,8 @@ def _problem(
         return Problem(path, _unknown(path, written, upstreams))
     if kind == "missing":
         return Problem((*path, details["loc"][-1]), "is missing")
-    if kind in ("dict_type", "model_type"):
-        said = instead.of_table(path, written, upstreams)
-        return Problem(path, said or "must be a table")
-    if kind == "string_type":
-        return Problem(path, instead.of_text(path, written) or "must be text, in quotes")
-    if kind == "list_type":
-        return Problem(path, instead.of_text(path, written) or "must be a list")
+    if kind in _KINDS:
+        return Problem(path, _of_kind(kind, path, written, upstreams) or _KINDS[kind])
     if kind.startswith("date"):
         return Problem(path, instead.of_date(path, written))
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -213,6 +208,21 @@ def _problem(
         message = message.replace("should", "must").replace("'", '"')
         return Problem(path, message + suggest(str(instead.at(written, path)), _options(details)))
     return Problem(path, message[0].lower() + message[1:])
+
+
+_KINDS = {
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "string_type": "must be text, in quotes",
+    "list_type": "must be a list",
+}
+
+
+def _of_kind(kind: str, path: Path, written: Mapping[str, Any], upstreams: set[str]) -> str | None:
+    """Say what may have been meant at *path*, where a value of this *kind* was wanted."""
+    if kind in ("dict_type", "model_type"):
+        return instead.of_table(path, written, upstreams)
+    return instead.of_text(path, written)
 
 
 def _standing(place: tuple[str | int, ...], written: Any) -> Path:

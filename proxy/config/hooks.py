@@ -6,7 +6,7 @@ from hashlib import sha256
 from proxy.config.draft import Draft
 from proxy.config.problems import Path
 from proxy.hooks import Hook
-from proxy.routes import RouteTable
+from proxy.routes import Route, RouteTable
 from proxy.surfaces import Surface
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -21,13 +21,7 @@ def hooks_of(draft: Draft, routes: RouteTable, surfaces: tuple[Surface, ...]) ->
         path: Path = ("hooks", name)
         if not _NAME.fullmatch(name):
             draft.problem(path, "must be letters, digits, dashes and underscores: it is in a path")
-        route = routes.match(table.route)
-        if route is None and not draft.is_told("routes", table.route):
-            here = (*path, "route")
-            hint = draft.hint(here, table.route, [route.name for route in routes.routes[:200]])
-            draft.problem(here, f"no route leads to {draft.quoted(here)}{hint}")
-        elif route is not None and route.switch is not None:
-            draft.problem((*path, "route"), "is a route by header, which a hook has not")
+        route = _route(draft, table.route, routes, (*path, "route"))
         secret = None
         if table.secret is not None:
             secret = draft.secret(table.secret, (*path, "secret"))
@@ -41,3 +35,14 @@ def hooks_of(draft: Draft, routes: RouteTable, surfaces: tuple[Surface, ...]) ->
         if route is not None:
             hooks[name] = Hook(name, table.route, route, table.system, secret)
     return hooks
+
+
+def _route(draft: Draft, model: str, routes: RouteTable, path: Path) -> Route | None:
+    """Return the route of the *model* that a hook asks for."""
+    route = routes.match(model)
+    if route is None and not draft.is_told("routes", model):
+        hint = draft.hint(path, model, [route.name for route in routes.routes[:200]])
+        draft.problem(path, f"no route leads to {draft.quoted(path)}{hint}")
+    elif route is not None and route.switch is not None:
+        draft.problem(path, "is a route by header, which a hook has not")
+    return route

@@ -23,18 +23,22 @@ def never_asked(route: Route, surfaces: Sequence[Surface], *, hooked: bool) -> I
         for group in groups:
             places = [(target.upstream.name, target.model) for target in group.targets]
             for target, place in zip(group.targets, places, strict=True):
-                why = None
-                if place in seen:
-                    why = "it stands further ahead already, and is asked once"
-                elif not any(target.upstream.speaks(dialect) for dialect in served):
-                    why = "no surface has an endpoint that it speaks"
-                elif target is not first and through:
-                    why = "callers' own credentials go to the first place only"
+                beyond = through and target is not first
+                why = _why(target, served, seen=place in seen, beyond=beyond)
                 if why is not None:
                     yield f"{_shown(target)} can never be asked: {why}"
                 if group.policy == "ordered":
                     seen.add(place)
             seen.update(places)
+
+
+def _why(target: Target, served: Sequence[Dialect], *, seen: bool, beyond: bool) -> str | None:
+    """Say why *target* is never asked, None where it may be."""
+    if seen:
+        return "it stands further ahead already, and is asked once"
+    if not any(target.upstream.speaks(dialect) for dialect in served):
+        return "no surface has an endpoint that it speaks"
+    return "callers' own credentials go to the first place only" if beyond else None
 
 
 def _served(surfaces: Sequence[Surface]) -> list[Dialect]:

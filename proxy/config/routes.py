@@ -1,6 +1,7 @@
 """From `[routes]` and `[unrouted]` to which upstream serves what."""
 
 import re
+from collections.abc import Set
 from dataclasses import replace
 from functools import partial
 
@@ -130,33 +131,41 @@ class Routes:
         groups of another route, or to an upstream. Only an *alias* may lead to one by header.
         """
         if self._is_route(name, to):
-            other = self._route(to)
-            if other is None:
-                return ()
-            if other.pattern.prefix:
-                self._draft.problem(path, f'"{to}" is a pattern; {self._instead(other, None)}')
-                return ()
-            if other.switch is not None and not alias:
-                self._draft.problem(path, f'"{to}" goes by a header; name one place')
-                return ()
-            return tuple(_through(other, to, group) for group in other.groups)
+            return self._lead(to, path, alias=alias)
         upstream_name, slash, model = to.partition("/")
         upstream = self._upstreams.find(upstream_name) if slash and model else None
         if upstream is not None:
             return (Group((self._target(name, path, upstream, model, table),)),)
-        draft = self._draft
-        told = model and draft.is_told("upstreams", upstream_name)
-        if not told and not draft.is_told("routes", to):
-            known = [f"{upstream}/{model}" for upstream in self._upstreams.known()]
-            hint = draft.hint(path, to, known if slash else [*draft.file.routes][:200])
-            shown, pattern = draft.quoted(path), self._matching(to)
-            if pattern is not None and (pattern.pattern.literal or not hint):
-                asked = to if draft.at(path) == to else None  # what a variable holds is not told
-                which = f'has no line of its own: only "{pattern.name}" matches it'
-                draft.problem(path, f"{shown} {which}; {self._instead(pattern, asked)}")
-                return ()
-            draft.problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
+        told = model and self._draft.is_told("upstreams", upstream_name)
+        if not told and not self._draft.is_told("routes", to):
+            self._nowhere(to, path)
         return ()
+
+    def _lead(self, to: str, path: Path, *, alias: bool) -> tuple[Group, ...]:
+        """Return where the other route *to* leads."""
+        other = self._route(to)
+        if other is None:
+            return ()
+        if other.pattern.prefix:
+            self._draft.problem(path, f'"{to}" is a pattern; {self._instead(other, None)}')
+            return ()
+        if other.switch is not None and not alias:
+            self._draft.problem(path, f'"{to}" goes by a header; name one place')
+            return ()
+        return tuple(_through(other, to, group) for group in other.groups)
+
+    def _nowhere(self, to: str, path: Path) -> None:
+        """Say of *to*, which leads nowhere, what may have been meant."""
+        draft, (_, slash, model) = self._draft, to.partition("/")
+        known = [f"{upstream}/{model}" for upstream in self._upstreams.known()]
+        hint = draft.hint(path, to, known if slash else [*draft.file.routes][:200])
+        shown, pattern = draft.quoted(path), self._matching(to)
+        if pattern is not None and (pattern.pattern.literal or not hint):
+            asked = to if draft.at(path) == to else None  # what a variable holds is not told
+            which = f'has no line of its own: only "{pattern.name}" matches it'
+            draft.problem(path, f"{shown} {which}; {self._instead(pattern, asked)}")
+        else:
+            draft.problem(path, f"{shown} is neither a route nor `upstream/model`{hint}")
 
     def _matching(self, asked: str) -> Route | None:
         """Return the route whose pattern is the longest that matches *asked*, if it can be told."""
@@ -178,12 +187,8 @@ class Routes:
     def _switch(self, name: str, table: RouteTable, path: Path) -> Switch:
         """Return where the route *name* leads by the value of a header."""
         draft = self._draft
-        for field in sorted(_WAYS & table.model_fields_set):
-            draft.problem(
-                (*path, field), "says where to go; here a header does: name it under `to`"
-            )
-        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
-            draft.problem((*path, field), "belongs to the upstreams that `to` leads to")
+        self._refuse(_WAYS, table, path, "says where to go; here a header does: name it under `to`")
+        self._refuse(_UPSTREAMS_OWN, table, path, "belongs to the upstreams that `to` leads to")
         if not table.to:
             draft.problem(
                 path, "needs a table `to`: the values of the header, and where each leads"
@@ -207,8 +212,7 @@ class Routes:
     def _groups(self, name: str, table: RouteTable, path: Path) -> tuple[Group, ...]:
         """Return where the route *name* leads that is written as a table."""
         draft = self._draft
-        for field in sorted({"missing", "unknown"} & table.model_fields_set):
-            draft.problem((*path, field), "goes with a `header`")
+        self._refuse({"missing", "unknown"}, table, path, "goes with a `header`")
         ways = [table.base_url, table.upstream, table.targets or None]
         if sum(way is not None for way in ways) > 1:
             draft.problem(path, "has more than one of `upstream`, `base_url` and `targets`")
@@ -216,8 +220,8 @@ class Routes:
         if table.targets:
             groups += self._spread(name, table, path)
         else:
-            for field in sorted({"policy", "sticky"} & table.model_fields_set):
-                draft.problem((*path, field), "says which of several `targets`; there are none")
+            several = "says which of several `targets`; there are none"
+            self._refuse({"policy", "sticky"}, table, path, several)
             upstream = self._upstream(name, table, path)
             if upstream is not None:
                 groups.append(Group((self._target(name, path, upstream, table.model, table),)))
@@ -236,15 +240,7 @@ class Routes:
         draft = self._draft
         if table.model is not None:
             draft.problem((*path, "model"), "belongs into each of the `targets`, behind its slash")
-        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
-            draft.problem((*path, field), "belongs to the upstreams of the `targets`")
-        sticky = None
-        if table.sticky is not None:
-            if table.policy != "weighted":
-                draft.problem((*path, "sticky"), 'goes with `policy = "weighted"`')
-            if not TOKEN.fullmatch(table.sticky):
-                draft.problem((*path, "sticky"), "is not the name of a header")
-            sticky = table.sticky.lower().encode("utf-8", "replace")
+        self._refuse(_UPSTREAMS_OWN, table, path, "belongs to the upstreams of the `targets`")
         targets: list[Target] = []
         idle: list[Target] = []
         for index, one in enumerate(table.targets):
@@ -258,8 +254,24 @@ class Routes:
                 (targets if one.weight else idle).append(target)
         if idle and not targets:
             draft.problem((*path, "targets"), "have all the weight 0: none of them gets anything")
+        sticky = self._sticky(table, (*path, "sticky"))
         group = Group(tuple(targets), table.policy or "ordered", sticky, tuple(idle))
         return [group] if targets else []
+
+    def _sticky(self, table: RouteTable, path: Path) -> bytes | None:
+        """Return the header whose value sends a request where the last with the same went."""
+        if table.sticky is None:
+            return None
+        if table.policy != "weighted":
+            self._draft.problem(path, 'goes with `policy = "weighted"`')
+        if not TOKEN.fullmatch(table.sticky):
+            self._draft.problem(path, "is not the name of a header")
+        return table.sticky.lower().encode("utf-8", "replace")
+
+    def _refuse(self, fields: Set[str], table: RouteTable, path: Path, why: str) -> None:
+        """Say of each of *fields* that *table* has *why* it is out of place."""
+        for field in sorted(fields & table.model_fields_set):
+            self._draft.problem((*path, field), why)
 
     def _upstream(self, name: str, table: RouteTable, path: Path) -> Upstream | None:
         """Return the one upstream of a route that is written as a table."""
@@ -269,9 +281,9 @@ class Routes:
         if table.upstream is None:
             draft.problem(path, "needs an `upstream`, a `base_url` or `targets`")
             return None
-        for field in sorted(_UPSTREAMS_OWN & table.model_fields_set):
-            where = dotted(("upstreams", table.upstream))
-            draft.problem((*path, field), f"belongs to the upstream: set it in [{where}]")
+        where = dotted(("upstreams", table.upstream))
+        own = f"belongs to the upstream: set it in [{where}]"
+        self._refuse(_UPSTREAMS_OWN, table, path, own)
         upstream = self._upstreams.find(table.upstream)
         if upstream is None and not draft.is_told("upstreams", table.upstream):
             here = (*path, "upstream")
@@ -336,6 +348,13 @@ def _all(switch: Switch) -> tuple[Group, ...]:
     return tuple(group for groups in switch.to.values() for group in groups)
 
 
+def _is_path(text: str) -> bool:
+    """Return whether *text* is a path below a base path, without query."""
+    parts = text.split("/")  # none of which is empty
+    clean = text.isprintable() and not is_unsafe(text)
+    return all(parts) and clean and not any(sign in text for sign in "*?#")
+
+
 def unrouted_of(draft: Draft, upstreams: Upstreams) -> Unrouted:
     """Return which upstream serves which path that carries no model."""
     made: dict[str, Upstream] = {}
@@ -351,17 +370,7 @@ def unrouted_of(draft: Draft, upstreams: Upstreams) -> Unrouted:
             continue
         if prefix in dialects.ENDPOINTS and prefix not in _KEPT:
             draft.problem(path, "carries a model: it is [routes] that say where it goes")
-        elif prefix != "*" and (
-            not prefix
-            or prefix.startswith("/")
-            or prefix.endswith("/")
-            or "*" in prefix
-            or "//" in prefix
-            or "?" in prefix
-            or "#" in prefix
-            or is_unsafe(prefix)
-            or not prefix.isprintable()
-        ):
+        elif prefix != "*" and not _is_path(prefix):
             draft.problem(path, 'must be a path below the base path, such as "files", or "*"')
         made[prefix] = upstream
     return Unrouted(made)

@@ -177,10 +177,10 @@ class _Road:
         places, works = Places(what, Scores(), lambda: 0.0), False
         targets = [target for group in matched.groups for target in group.targets]
         targets = targets[: 1 if self._passthrough else None]
-        for group in matched.groups:
+        for group in matched.groups[: 1 if self._passthrough else None]:
             if not self._passthrough:
                 self._lines += _policy(group, matched.route, matched.name)
-            for target in [one for one in group.targets if one in targets]:
+            for target in group.targets[: len(targets)]:
                 if len(targets) > 1:
                     place = f"{targets.index(target) + 1} of {len(targets)}"
                     self._lines.append(("place", place))

@@ -221,9 +221,7 @@ Row = tuple[str, str, Json, set[int]]
 def _operations(view: View) -> Iterator[Row]:
     for suffix, dialect in sorted(view.dialects.items(), key=lambda item: _rank(item[0])):
         if dialect is GEMINI:
-            for name in (name for name in CALLS if name.startswith("gemini:")):
-                path = f"{view.native}/models/{{model}}:{name.removeprefix('gemini:')}"
-                yield _carrying(view, path, name, dialect)
+            yield from _native(view)
         elif dialect is REALTIME:
             yield _realtime(view, f"{view.base}/{suffix}")
         else:
@@ -235,6 +233,13 @@ def _operations(view: View) -> Iterator[Row]:
     for fixed in FIXED:
         if fixed.here(view.surface, view.snapshot):
             yield _fixed(view, fixed)
+
+
+def _native(view: View) -> Iterator[Row]:
+    for name in CALLS:
+        if name.startswith("gemini:"):
+            path = f"{view.native}/models/{{model}}:{name.removeprefix('gemini:')}"
+            yield _carrying(view, path, name, GEMINI)
 
 
 def _rank(suffix: str) -> int:
@@ -385,12 +390,17 @@ def _fixed(view: View, fixed: Fixed) -> Row:
     if fixed.takes is not None:
         body = {"schema": {**fixed.takes}, "example": fixed.example}
         operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    return path, fixed.method, operation, _refusals(view, fixed) - {*fixed.statuses}
+
+
+def _refusals(view: View, fixed: Fixed) -> set[int]:
+    """Return the statuses with which *fixed* may refuse."""
     statuses = {kind.status for kind in (*HEAD, *fixed.kinds)}
     if view.surface.auth == "none" and not fixed.open:
         statuses.add(errors.ORIGIN_NOT_ALLOWED.status)
     if fixed.asks == "secret" or (fixed.asks == "key" and view.surface.auth == "keys"):
         statuses.add(errors.INVALID_KEY.status)
-    return path, fixed.method, operation, statuses - {*fixed.statuses}
+    return statuses
 
 
 _HOLES = re.compile(r"\{(\w+)\}")
