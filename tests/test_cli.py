@@ -437,7 +437,7 @@ def test_explain(here: Path) -> None:
         (("big", "--path", "/v1/realtime?model=big"), 0, "/v1/realtime?model=real"),
         (("gpt-4o", "--path", "/v1/messages"), 1, "404 endpoint_not_supported"),
         (("--path", "/v1/models?upstream=corp"), 0, "llm.corp.example:8000/v1/models"),
-        (("--path", "/v1/models?upstream=nowhere"), 1, "there is no such upstream"),
+        (("--path", "/v1/models?upstream=nowhere"), 1, "There is no such upstream"),
     ],
 )  # fmt: skip
 def test_explain_status(verb: Verb, arguments: tuple[str, ...], status: int, word: str) -> None:

@@ -2,10 +2,9 @@
 they find is printed.
 """
 
+import json  # noqa: TID251 - writes a model that is no text too, as a client might
 from dataclasses import dataclass
 from urllib.parse import unquote
-
-import orjson
 
 from proxy import dialects
 from proxy.config import Snapshot
@@ -15,7 +14,7 @@ from proxy.errors import NOT_CONFIGURED, ProxyError
 from proxy.exchange import Exchange
 from proxy.headers import Headers, Pair
 from proxy.matching import Matched, Matcher, asked_for, check_taken, find
-from proxy.model.body import Found
+from proxy.model.body import BodyError, Found, find_model
 from proxy.model.target import by_model
 from proxy.outbound import Addressed
 from proxy.routes import Group, Route, Target, Upstream
@@ -113,7 +112,9 @@ class _Road:
         """What carries a model, or might: where it names none, a WebSocket goes to *upstream*, if there is one."""
         exchange, surface = self._exchange, self._surface
         self._lines.append(("path", f"{exchange.path}, dialect {dialect.name}"))
-        body = b"{}" if model is None else orjson.dumps({"model": model})
+        body = (
+            b"{}" if model is None else json.dumps({"model": model}).encode()
+        )  # be it text or not
         try:
             found = self._found(dialect, model, body)
             asked = asked_for(exchange, found)
@@ -134,7 +135,10 @@ class _Road:
             exchange.query = by_model(exchange.query)
         if model is None or dialect.carries == "body":
             return find(exchange, body)
-        return Found(model, 0, 0, stream=False)
+        try:
+            return find_model(body)
+        except BodyError as error:
+            raise error.told() from None
 
     def _unled(self, asked: str | None, error: ProxyError) -> bool:
         """The model leads nowhere: there is no route, or one whose header does not say where to."""
