@@ -44,8 +44,8 @@ _NAME_ENDS = re.compile(rb"[ \t]*+(?:[\r\n]|$)")
 _FINISH = re.compile(rb'"finish_reason"[ \t]*:[ \t]*"')
 _SECOND, _SECOND_SPACED = b'"index":1', b'"index": 1'
 """What a chunk has in it that speaks for another choice than the first (or for a second tool): where there
-are several, the second is among them. It is found in a third of the time of an expression, and a
-vendor writes it in one way.
+are several, the second is among them. Both are found in less time than an expression; some vendors
+write one chunk in this way, and another in that.
 """
 _NO_CHOICE: set[int] = set()
 _FIRST_CHOICE = {0}
@@ -98,7 +98,6 @@ class Tap:
         "_going_on",
         "_partial",
         "_reasons",
-        "_second",
         "_several",
         "_size",
         "_tail",
@@ -123,7 +122,6 @@ class Tap:
         self._foreign: bool | None = (
             None  # no event was a chunk of a chat, though some were objects
         )
-        self._second = _SECOND
         self._several = False  # there are other choices than the first
         self._going_on = _NO_CHOICE  # choices that were seen, and have not finished
         self._reasons = _NO_CHOICE  # those that have
@@ -231,7 +229,8 @@ class Tap:
             self._several
             or self._reasons
             or _FINISH.search(events)
-            or events.rfind(self._second) >= 0
+            or events.rfind(_SECOND) >= 0
+            or events.rfind(_SECOND_SPACED) >= 0
         ):
             self._look_for_reasons(events)
         elif not self._going_on:
@@ -260,8 +259,7 @@ class Tap:
             for choice in choices:
                 self._note(choice.index or 0, ended=bool(choice.finish_reason))
             if first and choices:
-                self._second = _SECOND_SPACED if b'"index": ' in data else _SECOND
-                if events.rfind(self._second) < 0:
+                if events.rfind(_SECOND) < 0 and events.rfind(_SECOND_SPACED) < 0:
                     break
                 first = False
         self.finished = bool(self._reasons) and not self._going_on

@@ -217,8 +217,16 @@ def test_any_split(ending: Ending, stream: bytes, cuts: list[int]) -> None:
     assert tapped(ending, split(stream, cuts)) == facts(ending, stream)
 
 
+MIXED = (
+    b'data:{"choices":[{"index":0,"delta":{}}]}\n\n'
+    b'data: {"choices": [{"index": 0, "delta": {}}, {"index": 1, "delta": {}}]}\n\n'
+    b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+)
+
+
 @settings(deadline=None)
 @given(st.sampled_from(CHECKED), streams())
+@example(Ending.CHAT, MIXED)
 def test_byte_by_byte(ending: Ending, stream: bytes) -> None:
     """At no byte of a stream is more or less known than what has passed by then says."""
     tap = Tap(ending)
